@@ -1,0 +1,102 @@
+#include "model/weights.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace spear {
+namespace {
+
+void check_tensor(const Tensor& tensor, const Shape& shape, const std::string& where, const std::string& tensor_name) {
+  if (tensor.shape() != shape) {
+    throw bad_input(fmt::format("shape {} instead of {}", to_string(tensor.shape()), to_string(shape)),
+                    where + ": " + tensor_name, "the file does not belong to this config, or is damaged");
+  }
+  const auto values = tensor.to_floats();
+  const auto bad = std::find_if(values.begin(), values.end(), [](float v) { return !std::isfinite(v); });
+  if (bad != values.end()) {
+    throw bad_input(fmt::format("element {} is {}", bad - values.begin(), *bad), where + ": " + tensor_name,
+                    "the weights contain NaN or infinity; get an undamaged copy of the model");
+  }
+}
+
+void check_w4(const W4Matrix& matrix, std::int64_t rows, std::int64_t cols, const std::string& where) {
+  if (matrix.rows != rows || matrix.cols != cols) {
+    throw bad_input(fmt::format("shape [{}, {}] instead of [{}, {}]", matrix.rows, matrix.cols, rows, cols), where);
+  }
+  for (const std::uint16_t bits : matrix.scales) {
+    if (!std::isfinite(f16_to_f32(bits))) throw bad_input("a scale is NaN or infinite", where);
+  }
+}
+
+}  // namespace
+
+void ModelWeights::validate(const std::string& where) const {
+  config.validate(where);
+  const Shape embedding{config.vocab_size, config.hidden_size};
+  const Shape gain{config.hidden_size};
+  check_tensor(embed_tokens, embedding, where, "model.embed_tokens.weight");
+  if (!lm_head.empty()) check_tensor(lm_head, embedding, where, "lm_head.weight");
+  if (lm_head.empty() && !config.tie_word_embeddings) {
+    throw bad_input("lm_head.weight is missing and tie_word_embeddings is false", where);
+  }
+  check_tensor(norm, gain, where, "model.norm.weight");
+  if (static_cast<std::int64_t>(layers.size()) != config.num_hidden_layers) {
+    throw bad_input(fmt::format("{} layers instead of {}", layers.size(), config.num_hidden_layers), where);
+  }
+  for (int index = 0; index < module_count(config); ++index) {
+    const ModuleId id{index};
+    const auto& module = linear(id);
+    const std::int64_t rows = out_features(config, id.kind());
+    const std::int64_t cols = in_features(config, id.kind());
+    if (const auto* dense = std::get_if<Tensor>(&module.weight)) {
+      check_tensor(*dense, {rows, cols}, where, id.name() + ".weight");
+    } else {
+      check_w4(std::get<W4Matrix>(module.weight), rows, cols, where + ": " + id.name());
+    }
+    if (!module.compensator) continue;
+    module.compensator->validate();
+    if (module.compensator->out_features != rows || module.compensator->in_features() != cols) {
+      throw bad_input("compensator does not fit the module", where + ": " + id.name());
+    }
+  }
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const std::string prefix = fmt::format("model.layers.{}.", i);
+    check_tensor(layers[i].input_layernorm, gain, where, prefix + "input_layernorm.weight");
+    check_tensor(layers[i].post_attention_layernorm, gain, where, prefix + "post_attention_layernorm.weight");
+  }
+}
+
+std::int64_t int8_matrix_bytes(std::int64_t rows, std::int64_t cols) { return rows * cols + rows * ((cols + 31) / 32) * 2; }
+
+std::int64_t budget_base_bytes(const ModelWeights& weights, const W4Scheme& scheme) {
+  std::int64_t bytes = weights.embedding_budget_bytes;
+  for (int index = 0; index < module_count(weights.config); ++index) {
+    const ModuleId id{index};
+    if (const auto* packed = std::get_if<W4Matrix>(&weights.linear(id).weight)) {
+      bytes += packed->storage_bytes();
+    } else {
+      W4Matrix shape_only;
+      shape_only.rows = out_features(weights.config, id.kind());
+      shape_only.cols = in_features(weights.config, id.kind());
+      shape_only.scheme = scheme;
+      bytes += shape_only.storage_bytes();
+    }
+  }
+  return bytes;
+}
+
+std::int64_t compensator_bytes(const ModelWeights& weights) {
+  std::vector<const Compensator*> all;
+  for (const auto& layer : weights.layers) {
+    for (const auto& module : layer.linears) {
+      if (module.compensator) all.push_back(&*module.compensator);
+    }
+  }
+  return compensator_bytes(all);
+}
+
+}  // namespace spear
