@@ -1,0 +1,29 @@
+// One door for every weight format: a path goes in, checked ModelWeights come out.
+#pragma once
+
+#include <filesystem>
+
+#include "model/weights.h"
+
+namespace spear {
+
+enum class ModelKind {
+  gguf,         ///< a GGUF file
+  huggingface,  ///< a directory with config.json and dense safetensors
+  checkpoint,   ///< a directory with 4-bit compressed-tensors weights, with or without compensators
+};
+
+const char* name(ModelKind kind);  ///< "GGUF file", "Hugging Face directory", "SPEAR checkpoint"
+
+/// Looks at names and headers only. Throws Error(bad_input) saying what is missing.
+ModelKind kind_of_model(const std::filesystem::path& path);
+
+/// Config alone, without reading weights.
+ModelConfig read_model_config(const std::filesystem::path& path);
+
+/// Reads and validates a model. Dense GGUF tensors become f32 (q and k rows back in half-split order); dense
+/// safetensors are views of the mapped files in their own dtype; 4-bit modules stay packed. Throws Error(bad_input)
+/// naming file, tensor or option for anything unsupported, missing or damaged.
+ModelWeights read_model(const std::filesystem::path& path);
+
+}  // namespace spear
