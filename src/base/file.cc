@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <utility>
 
 #include "base/error.h"
 
@@ -76,31 +77,41 @@ std::string read_text_file(const fs::path& path, std::size_t max_bytes) {
   return text;
 }
 
-void write_file_atomic(const fs::path& path, std::string_view content) {
-  const fs::path temporary = path.string() + fmt::format(".tmp{}", getpid());
-  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) throw write_error(path, errno);
-  std::size_t written = 0;
-  while (written < content.size()) {
-    const ssize_t n = write(fd, content.data() + written, content.size() - written);
+OutputFile::OutputFile(fs::path path) : path_(std::move(path)), temporary_(path_.string() + fmt::format(".tmp{}", getpid())) {
+  fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd_ < 0) throw write_error(path_, errno);
+}
+
+OutputFile::~OutputFile() {
+  if (fd_ < 0) return;
+  close(fd_);
+  unlink(temporary_.c_str());
+}
+
+void OutputFile::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd_, bytes.data(), bytes.size());
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) {
-      const int code = errno;
-      close(fd);
-      unlink(temporary.c_str());
-      throw write_error(path, code);
-    }
-    written += static_cast<std::size_t>(n);
+    if (n < 0) throw write_error(path_, errno);
+    bytes = bytes.subspan(static_cast<std::size_t>(n));
   }
-  const bool synced = fsync(fd) == 0;
-  const int sync_code = errno;
-  close(fd);
-  if (!synced || rename(temporary.c_str(), path.c_str()) != 0) {
-    const int code = synced ? errno : sync_code;
-    unlink(temporary.c_str());
-    throw write_error(path, code);
+}
+
+void OutputFile::finish() {
+  if (fsync(fd_) != 0) throw write_error(path_, errno);
+  const int fd = std::exchange(fd_, -1);
+  if (close(fd) != 0 || rename(temporary_.c_str(), path_.c_str()) != 0) {
+    const int code = errno;
+    unlink(temporary_.c_str());
+    throw write_error(path_, code);
   }
-  sync_directory(path.parent_path());
+  sync_directory(path_.parent_path());
+}
+
+void write_file_atomic(const fs::path& path, std::string_view content) {
+  OutputFile file(path);
+  file.write(content);
+  file.finish();
 }
 
 StagedDirectory::StagedDirectory(fs::path target, bool force) : target_(std::move(target)), force_(force) {

@@ -30,8 +30,25 @@ class MappedFile {
 /// Whole text file; refuses files above `max_bytes`.
 std::string read_text_file(const std::filesystem::path& path, std::size_t max_bytes = std::size_t{1} << 30);
 
-/// Writes to a temporary name beside `path`, syncs, renames. Throws Error(out_of_resources) when the disk is full;
-/// an existing file is replaced whole or not at all.
+/// A file written piece by piece under a temporary name beside `path`; finish() syncs and renames it, so an existing
+/// file is replaced whole or not at all. Left unfinished it is removed. Throws Error(out_of_resources) on a full disk.
+class OutputFile {
+ public:
+  explicit OutputFile(std::filesystem::path path);
+  ~OutputFile();
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
+  void finish();
+
+ private:
+  std::filesystem::path path_, temporary_;
+  int fd_ = -1;
+};
+
+/// An OutputFile written in one go.
 void write_file_atomic(const std::filesystem::path& path, std::string_view content);
 
 /// A directory under construction: files are written into `path()`; `commit()` renames it to `target`.

@@ -6,16 +6,24 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "base/error.h"
 #include "base/file.h"
 #include "io/gguf_types.h"
 #include "tensor/tensor.h"
 
 namespace spear {
+
+/// A metadata value as it lies in the file; GgufFile decodes it on request.
+struct GgufValue {
+  std::uint32_t type = 0;  ///< GGUF value type; of the elements for an array
+  bool array = false;
+  std::uint64_t count = 1;
+  std::span<const std::byte> bytes;  ///< the value, or the elements
+};
 
 struct GgufTensor {
   const GgufType* type = nullptr;
@@ -45,22 +53,16 @@ class GgufFile {
   std::optional<std::vector<std::string>> texts(std::string_view key) const;
 
   const std::map<std::string, GgufTensor, std::less<>>& tensors() const { return tensors_; }
-  /// Float32 copy; throws Error(bad_input) when the tensor is missing or its type can't be read (named).
+  /// A tensor that can be dequantized; throws Error(bad_input) when it is missing or its type can't be read (named).
+  const GgufTensor& tensor(std::string_view tensor_name) const;
+  /// Float32 copy of tensor(tensor_name).
   Tensor dequantize(std::string_view tensor_name) const;
 
  private:
-  friend class GgufParser;
-  struct Value {
-    std::uint32_t type = 0;          ///< GGUF value type; of the elements for an array
-    bool array = false;
-    std::uint64_t count = 1;
-    std::span<const std::byte> bytes;  ///< the value, or the elements
-  };
-  const Value* find(std::string_view key, bool array) const;
-  Error wrong_type(std::string_view key, const char* expected) const;
+  const GgufValue* find(std::string_view key, bool array) const;
 
   std::shared_ptr<const MappedFile> file_;
-  std::map<std::string, Value, std::less<>> values_;
+  std::map<std::string, GgufValue, std::less<>> values_;
   std::map<std::string, GgufTensor, std::less<>> tensors_;
 };
 
