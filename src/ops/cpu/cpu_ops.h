@@ -1,0 +1,96 @@
+// The CPU backend of model/transformer.h: the operations of the decoder over threaded kernels.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "model/forward_model.h"
+#include "model/transformer.h"
+#include "model/weights.h"
+#include "ops/cpu/attention.h"
+#include "ops/cpu/linear.h"
+#include "ops/cpu/matrix.h"
+#include "ops/cpu_model.h"
+
+namespace spear {
+
+/// What the kernels need of a model, made once at load. The weights must outlive it.
+struct CpuWeights {
+  explicit CpuWeights(const ModelWeights& weights);
+
+  struct Linear {
+    Matrix weight;
+    std::optional<Matrix> a;  ///< A of the compensator; views of a shared A have the same data pointer
+    std::optional<PreparedCompensator> compensator;
+  };
+
+  ModelConfig config;
+  Matrix embedding, head;
+  std::vector<std::vector<float>> norms;  ///< by NormId, each [hidden_size]
+  std::vector<Linear> linears;            ///< by ModuleId
+};
+
+class CpuOps {
+ public:
+  /// [rows, cols], not initialized.
+  struct Activation {
+    std::int64_t rows = 0, cols = 0;
+    std::unique_ptr<float[]> data;
+
+    Activation() = default;
+    Activation(std::int64_t rows, std::int64_t cols)
+        : rows(rows), cols(cols), data(std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(rows * cols))) {}
+    float* row(std::int64_t i) { return data.get() + i * cols; }
+    std::span<float> values() { return {data.get(), static_cast<std::size_t>(rows * cols)}; }
+  };
+
+  struct Batch {
+    TokenBatch tokens;
+    CpuKvCache* cache;
+    RotaryTable rotary;
+  };
+
+  CpuOps(const CpuWeights& weights, const Kernels& kernels, ThreadPool& pool) : w_(weights), kernels_(kernels), pool_(pool) {}
+
+  void set_compensators(bool on) { compensators_ = on; }
+  void set_observer(ActivationObserver observer) { observer_ = std::move(observer); }
+
+  Stream<CpuOps> embed(const Batch& batch, NormId gain);
+
+  template <std::size_t N>
+  std::array<Activation, N> linears(const Activation& x, const std::array<ModuleId, N>& ids) {
+    std::array<Activation, N> out;
+    apply(x, ids, out);
+    return out;
+  }
+
+  Activation attention(std::int64_t layer, Activation q, Activation k, Activation v, Batch& batch);
+  Activation gated_act(Activation gate, Activation up);
+  Stream<CpuOps> linear_tail(Activation y, ModuleId id, Stream<CpuOps> stream, NormId gain);
+
+  void observe(std::string_view name, std::int64_t layer, Activation& activation) {
+    if (observer_) observer_(name, layer, activation.values());
+  }
+
+  /// hidden: [rows, hidden_size] -> out: [rows, vocab_size].
+  void logits(const float* hidden, std::int64_t rows, float* out);
+
+ private:
+  /// out[i] = linear ids[i] of x, compensators included; each distinct A is applied once.
+  void apply(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
+  void add_correction(const PreparedCompensator& compensator, Activation& z, Activation& y);
+  void normalize(const Activation& x, NormId gain, Activation& out);
+
+  const CpuWeights& w_;
+  const Kernels& kernels_;
+  ThreadPool& pool_;
+  bool compensators_ = true;
+  ActivationObserver observer_;
+};
+
+}  // namespace spear

@@ -1,0 +1,51 @@
+// The online plane's model: the one transformer over CPU kernels. Activations are float32 (the quality oracle);
+// 4-bit weights are dequantized tile by tile as they are used.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "model/forward_model.h"
+#include "model/weights.h"
+
+namespace spear {
+
+struct CpuModelOptions {
+  int threads = 0;           ///< 0: every usable core
+  bool compensators = true;  ///< false: the bare backbone
+};
+
+/// Sees a named intermediate of the forward pass: (name, layer, values [tokens, features]). Names are those of
+/// model/transformer.h.
+using ActivationObserver = std::function<void(std::string_view, std::int64_t, std::span<const float>)>;
+
+/// Kernels are those of the best instruction set of this machine, or of SPEAR_FORCE_ISA (see ops/cpu/kernels.h).
+/// Calls must not overlap: one instance serves one caller at a time.
+class CpuModel final : public ForwardModel {
+ public:
+  /// Takes the weights over. Throws Error(bad_input) when a tensor's bytes disagree with the config.
+  explicit CpuModel(ModelWeights weights, const CpuModelOptions& options = {});
+  ~CpuModel() override;
+
+  const ModelConfig& config() const override;
+  const ModelWeights& weights() const;
+  std::unique_ptr<KvCache> make_cache(std::int64_t batch, std::int64_t capacity) override;
+  std::vector<float> hidden_states(const TokenBatch& tokens, KvCache* cache) override;
+  void logits(std::span<const float> hidden, std::span<float> out) override;
+
+  /// Compensators on or off from the next forward pass on; a cache must not be carried across the change.
+  void set_compensators(bool on);
+  void set_observer(ActivationObserver observer);  ///< an empty one listens to nothing
+  std::string_view isa() const;                    ///< "generic", "avx2", "avx512"
+  int threads() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace spear

@@ -1,0 +1,11 @@
+# One translation unit per instruction set, each with its own flags (see src/ops/cpu/kernels.h).
+set(kernels ${CMAKE_SOURCE_DIR}/src/ops/cpu)
+set(flags -O3 -ffp-contract=fast)
+set_source_files_properties(${kernels}/kernels_generic.cc PROPERTIES COMPILE_OPTIONS "${flags}")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  set(flags ${flags} -mavx2 -mfma -mf16c)
+  set_source_files_properties(${kernels}/kernels_avx2.cc PROPERTIES COMPILE_OPTIONS "${flags}")
+  # g++ 12's own avx512fintrin.h warns (GCC bug 105593).
+  set(flags ${flags} -mavx512f -Wno-uninitialized -Wno-maybe-uninitialized)
+  set_source_files_properties(${kernels}/kernels_avx512.cc PROPERTIES COMPILE_OPTIONS "${flags}")
+endif()
