@@ -30,8 +30,8 @@ struct EvalOptions {
   ThreadPool* pool = nullptr;          ///< for the vocabulary loops; null: the calling thread alone
   std::int64_t windows_per_batch = 1;  ///< windows per forward pass
   bool per_token = false;              ///< keep token_nll and token_kl
-  BootstrapOptions bootstrap;
-  std::string label;  ///< of the progress line; empty: no progress
+  BootstrapOptions bootstrap{};
+  std::string label{};  ///< of the progress line; empty: no progress
 };
 
 /// Averages are per predicted token (context - 1 per window); sums are kept per window, the unit of the bootstrap.

@@ -47,7 +47,7 @@ using Encode = std::function<std::vector<std::int32_t>(std::string_view)>;
 
 struct TaskOptions {
   std::int64_t tokens_per_batch = 2048;
-  BootstrapOptions bootstrap;
+  BootstrapOptions bootstrap{};
   bool progress = false;
 };
 
