@@ -10,6 +10,8 @@
 
 namespace spear {
 
+inline constexpr const char* kManifestSchema = "spear.manifest/1";
+
 /// Texts that travel with the weights. An empty one is not written.
 struct CheckpointFiles {
   std::string tokenizer_json;
@@ -20,8 +22,8 @@ struct CheckpointFiles {
 /// Writes config.json, model.safetensors, compensators.safetensors (if any), `files` and spear.json into an existing
 /// directory, normally StagedDirectory::path(). Packed linears must share one scheme; linears that are dense stay
 /// dense and are listed under "ignore". With packed linears, f32 embedding and head are stored in F16 (BF16 if a value
-/// exceeds F16's range), f32 gains in F16 where that is exact. `manifest` becomes spear.json with "format_version",
-/// "embedding_budget_bytes" and "files" (sha256 and bytes of every other file) added.
+/// exceeds F16's range), f32 gains in F16 where that is exact. `manifest` becomes spear.json with "schema",
+/// "embedding_budget_bytes" and "files" (name: SHA-256 of every other file) set.
 /// Throws Error(out_of_resources) when the disk is full.
 void write_checkpoint(const std::filesystem::path& directory, const ModelWeights& weights, const CheckpointFiles& files,
                       nlohmann::json manifest);
@@ -30,10 +32,10 @@ void write_checkpoint(const std::filesystem::path& directory, const ModelWeights
 /// Hashes are not checked (verify_checkpoint does).
 ModelWeights read_checkpoint(const std::filesystem::path& directory);
 
-/// spear.json; throws Error(bad_input) if it is absent, malformed or of an unknown version.
+/// spear.json; throws Error(bad_input) if it is absent, malformed or of an unknown schema.
 nlohmann::json read_manifest(const std::filesystem::path& directory);
 
-/// Compares every file named in spear.json with its size and SHA-256. Throws Error(bad_input) naming the first that
+/// Compares every file named in spear.json with its SHA-256. Throws Error(bad_input) naming the first that
 /// is missing or differs.
 void verify_checkpoint(const std::filesystem::path& directory);
 

@@ -285,12 +285,23 @@ void write_safetensors(const fs::path& path, const TensorMap& tensors, const std
   file.finish();
 }
 
-const Tensor& require_tensor(const TensorMap& tensors, const std::string& name, const std::string& where) {
+Tensor take_tensor(TensorMap& tensors, const std::string& name, const Shape& shape, std::initializer_list<DType> types,
+                   const std::string& where) {
   const auto found = tensors.find(name);
   if (found == tensors.end()) {
     throw bad_input(fmt::format("tensor '{}' is missing", name), where, "the model is incomplete or of another architecture");
   }
-  return found->second;
+  Tensor tensor = std::move(found->second);
+  tensors.erase(found);
+  if (std::find(types.begin(), types.end(), tensor.dtype()) == types.end()) {
+    throw bad_input(fmt::format("dtype {} is not supported here", spear::name(tensor.dtype())), where + ": " + name,
+                    "convert the model to a dtype that is");
+  }
+  if (tensor.shape() != shape) {
+    throw bad_input(fmt::format("shape {} instead of {}", to_string(tensor.shape()), to_string(shape)), where + ": " + name,
+                    "the file does not belong to this config, or is damaged");
+  }
+  return tensor;
 }
 
 }  // namespace spear

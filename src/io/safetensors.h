@@ -2,8 +2,12 @@
 #pragma once
 
 #include <filesystem>
+#include <initializer_list>
 #include <map>
+#include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "tensor/tensor.h"
 
@@ -29,7 +33,22 @@ TensorMap read_safetensors_directory(const std::filesystem::path& directory);
 void write_safetensors(const std::filesystem::path& path, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata);
 
-/// The tensor of that name; throws Error(bad_input) naming it and `where` if it is missing.
-const Tensor& require_tensor(const TensorMap& tensors, const std::string& name, const std::string& where);
+/// Moves a tensor out of the map, so that what nobody asked for is left. Throws Error(bad_input) naming the tensor and
+/// `where` when it is missing or when its dtype (`types`) or its shape is another.
+Tensor take_tensor(TensorMap& tensors, const std::string& name, const Shape& shape, std::initializer_list<DType> types,
+                   const std::string& where);
+
+/// Elements of a tensor of exactly this element type.
+template <class T>
+std::vector<T> to_vector(const Tensor& tensor) {
+  const auto values = tensor.as<T>();
+  return {values.begin(), values.end()};
+}
+
+/// A tensor that views `values`, which must outlive it.
+template <class T>
+Tensor view_of(DType type, Shape shape, const std::vector<T>& values) {
+  return Tensor(type, std::move(shape), std::as_bytes(std::span(values)), nullptr);
+}
 
 }  // namespace spear

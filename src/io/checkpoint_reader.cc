@@ -1,0 +1,136 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "io/checkpoint.h"
+#include "io/compensator_file.h"
+#include "io/hf_config.h"
+#include "io/packed_linear.h"
+#include "io/safetensors.h"
+#include "io/untrusted.h"
+
+namespace spear {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr auto kDenseTypes = {DType::f32, DType::f16, DType::bf16};
+
+LinearWeight take_linear(TensorMap& tensors, ModuleId id, const HfConfig& config, const std::string& where) {
+  const std::int64_t rows = out_features(config.model, id.kind());
+  const std::int64_t cols = in_features(config.model, id.kind());
+  if (config.quantization && has_packed_linear(tensors, id.name())) {
+    return take_packed_linear(tensors, id.name(), rows, cols, *config.quantization, where);
+  }
+  return take_tensor(tensors, id.name() + ".weight", {rows, cols}, kDenseTypes, where);
+}
+
+/// A tensor that nobody asked for is something the forward pass would leave out.
+void check_leftovers(const TensorMap& tensors, bool tied, const std::string& where) {
+  for (const auto& [name, tensor] : tensors) {
+    const bool harmless = name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+    if (harmless) continue;
+    throw bad_input(fmt::format("tensor '{}' is not supported", printable(name)), where,
+                    "use a plain llama model (no biases, adapters or experts)");
+  }
+}
+
+ModelWeights take_weights(TensorMap tensors, const HfConfig& config, const std::string& where) {
+  ModelWeights weights;
+  weights.config = config.model;
+  const Shape embedding{config.model.vocab_size, config.model.hidden_size};
+  const Shape gain{config.model.hidden_size};
+  const auto take = [&](const std::string& name, const Shape& shape) {
+    return take_tensor(tensors, name, shape, kDenseTypes, where);
+  };
+  weights.embed_tokens = take("model.embed_tokens.weight", embedding);
+  if (!config.model.tie_word_embeddings) weights.lm_head = take("lm_head.weight", embedding);
+  weights.norm = take("model.norm.weight", gain);
+  for (std::int64_t layer = 0; layer < config.model.num_hidden_layers; ++layer) {
+    const std::string prefix = fmt::format("model.layers.{}.", layer);
+    LayerWeights& target = weights.layers.emplace_back();
+    target.input_layernorm = take(prefix + "input_layernorm.weight", gain);
+    target.post_attention_layernorm = take(prefix + "post_attention_layernorm.weight", gain);
+    for (int kind = 0; kind < kLinearsPerLayer; ++kind) {
+      const auto id = ModuleId::of(layer, static_cast<LinearKind>(kind));
+      weights.linear(id).weight = take_linear(tensors, id, config, where);
+    }
+  }
+  check_leftovers(tensors, config.model.tie_word_embeddings, where);
+  return weights;
+}
+
+/// Embedding and head at min(as shipped, 8 bit). A checkpoint remembers how the original was shipped.
+std::int64_t embedding_budget(const ModelWeights& weights, const json& manifest) {
+  const std::int64_t int8_bytes = int8_matrix_bytes(weights.config.vocab_size, weights.config.hidden_size);
+  std::int64_t bytes = std::min<std::int64_t>(int8_bytes, static_cast<std::int64_t>(weights.embed_tokens.bytes().size()));
+  if (!weights.lm_head.empty()) {
+    bytes += std::min<std::int64_t>(int8_bytes, static_cast<std::int64_t>(weights.lm_head.bytes().size()));
+  }
+  const auto remembered = manifest.find("embedding_budget_bytes");
+  if (remembered == manifest.end() || !remembered->is_number_integer() || *remembered < 0) return bytes;
+  return *remembered < bytes ? remembered->get<std::int64_t>() : bytes;
+}
+
+const json& manifest_files(const json& manifest, const std::string& where) {
+  static const json kNone = json::object();
+  const auto found = manifest.find("files");
+  if (found == manifest.end()) return kNone;
+  for (const json& hash : *found) {
+    if (!found->is_object() || !hash.is_string()) throw bad_input("'files' does not map names to hashes", where, "the file is damaged");
+  }
+  return *found;
+}
+
+}  // namespace
+
+nlohmann::json read_manifest(const fs::path& directory) {
+  const fs::path path = directory / "spear.json";
+  json manifest = read_json_object(path);
+  const auto schema = manifest.find("schema");
+  if (schema == manifest.end() || *schema != kManifestSchema) {
+    throw bad_input(fmt::format("schema {} is unknown (this program knows {})",
+                                schema == manifest.end() ? "(none)" : printable(schema->dump(-1, ' ', true)), kManifestSchema),
+                    path.string(), "use a newer SPEAR");
+  }
+  manifest_files(manifest, path.string());
+  return manifest;
+}
+
+ModelWeights read_checkpoint(const fs::path& directory) {
+  const HfConfig config = read_hf_directory_config(directory);
+  ModelWeights weights = take_weights(read_safetensors_directory(directory), config, directory.string());
+
+  const json manifest = fs::exists(directory / "spear.json") ? read_manifest(directory) : json::object();
+  const fs::path compensators = directory / "compensators.safetensors";
+  if (fs::exists(compensators)) {
+    read_compensators(compensators, weights);
+  } else if (manifest_files(manifest, directory.string()).contains(compensators.filename().string())) {
+    throw bad_input("the file is missing, but spear.json lists it", compensators.string(), "copy the whole checkpoint directory");
+  }
+  weights.embedding_budget_bytes = embedding_budget(weights, manifest);
+  weights.validate(directory.string());
+  return weights;
+}
+
+void verify_checkpoint(const fs::path& directory) {
+  const json manifest = read_manifest(directory);
+  for (const auto& [name, hash] : manifest_files(manifest, directory.string()).items()) {
+    const fs::path path = directory / name;
+    if (name.empty() || fs::path(name).filename() != name) {
+      throw bad_input(fmt::format("'{}' is not the name of a file beside it", printable(name)), (directory / "spear.json").string(),
+                      "the file is damaged");
+    }
+    const std::string found = sha256_file(path);
+    if (found != hash.get<std::string>()) {
+      throw bad_input(fmt::format("SHA-256 is {}, spear.json says {}", found, printable(hash.get<std::string>())), path.string(),
+                      "the file was changed or damaged; get the checkpoint again");
+    }
+  }
+}
+
+}  // namespace spear

@@ -1,0 +1,117 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "io/checkpoint.h"
+#include "io/compensator_file.h"
+#include "io/hf_config.h"
+#include "io/packed_linear.h"
+#include "io/safetensors.h"
+
+namespace spear {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+/// F16 has three more bits of mantissa than BF16 for the same bytes; BF16 only where a value exceeds F16's range.
+Tensor store_embedding(const Tensor& tensor) {
+  if (tensor.dtype() != DType::f32) return tensor;
+  const auto values = tensor.as<float>();
+  const bool fits = std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(f16_to_f32(f32_to_f16(v))); });
+  return tensor.to(fits ? DType::f16 : DType::bf16);
+}
+
+Tensor store_gain(const Tensor& tensor) {
+  if (tensor.dtype() != DType::f32) return tensor;
+  const auto values = tensor.as<float>();
+  const bool exact = std::all_of(values.begin(), values.end(), [](float v) { return f16_to_f32(f32_to_f16(v)) == v; });
+  return exact ? tensor.to(DType::f16) : tensor;
+}
+
+/// The scheme of the packed linears (nothing when all are dense) and the names of the dense ones.
+std::pair<std::optional<W4Scheme>, std::vector<std::string>> survey_linears(const ModelWeights& weights) {
+  std::optional<W4Scheme> scheme;
+  std::vector<std::string> dense;
+  for (int index = 0; index < module_count(weights.config); ++index) {
+    const auto* packed = std::get_if<W4Matrix>(&weights.linear({index}).weight);
+    if (packed == nullptr) {
+      dense.push_back(ModuleId{index}.name());
+    } else if (scheme.value_or(packed->scheme) != packed->scheme) {
+      throw failed(fmt::format("scheme {} beside {}: a checkpoint has one scheme", to_string(packed->scheme), to_string(*scheme)),
+                   ModuleId{index}.name());
+    } else {
+      scheme = packed->scheme;
+    }
+  }
+  return {scheme, scheme ? dense : std::vector<std::string>{}};
+}
+
+/// Tensors by Hugging Face name; views of `weights` where nothing is converted.
+TensorMap stored_tensors(const ModelWeights& weights, bool quantized) {
+  const auto embedding = [&](const Tensor& tensor) { return quantized ? store_embedding(tensor) : tensor; };
+  const auto gain = [&](const Tensor& tensor) { return quantized ? store_gain(tensor) : tensor; };
+  TensorMap tensors;
+  tensors["model.embed_tokens.weight"] = embedding(weights.embed_tokens);
+  if (!weights.lm_head.empty()) tensors["lm_head.weight"] = embedding(weights.lm_head);
+  tensors["model.norm.weight"] = gain(weights.norm);
+  for (std::size_t layer = 0; layer < weights.layers.size(); ++layer) {
+    const std::string prefix = fmt::format("model.layers.{}.", layer);
+    tensors[prefix + "input_layernorm.weight"] = gain(weights.layers[layer].input_layernorm);
+    tensors[prefix + "post_attention_layernorm.weight"] = gain(weights.layers[layer].post_attention_layernorm);
+  }
+  for (int index = 0; index < module_count(weights.config); ++index) {
+    const ModuleId id{index};
+    const auto& weight = weights.linear(id).weight;
+    if (const auto* packed = std::get_if<W4Matrix>(&weight)) {
+      put_packed_linear(tensors, id.name(), *packed);
+    } else {
+      tensors[id.name() + ".weight"] = std::get<Tensor>(weight);
+    }
+  }
+  return tensors;
+}
+
+bool any_compensator(const ModelWeights& weights) {
+  return std::any_of(weights.layers.begin(), weights.layers.end(), [](const LayerWeights& layer) {
+    return std::any_of(layer.linears.begin(), layer.linears.end(), [](const LinearModule& module) { return module.compensator.has_value(); });
+  });
+}
+
+}  // namespace
+
+void write_checkpoint(const fs::path& directory, const ModelWeights& weights, const CheckpointFiles& files, json manifest) {
+  weights.validate("the model to be written");
+  const auto [scheme, dense] = survey_linears(weights);
+  json hashes = json::object();
+  const auto write_text = [&](const char* name, const std::string& text) {
+    if (text.empty()) return;
+    write_file_atomic(directory / name, text);
+    hashes[name] = sha256_hex(text);
+  };
+  {
+    const TensorMap tensors = stored_tensors(weights, scheme.has_value());
+    const DType dtype = tensors.at("model.embed_tokens.weight").dtype();
+    write_text("config.json", make_hf_config(weights.config, dtype, scheme, dense).dump(2) + "\n");
+    write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});
+    hashes["model.safetensors"] = sha256_file(directory / "model.safetensors");
+  }
+  if (any_compensator(weights)) {
+    write_compensators(directory / "compensators.safetensors", weights);
+    hashes["compensators.safetensors"] = sha256_file(directory / "compensators.safetensors");
+  }
+  write_text("tokenizer.json", files.tokenizer_json);
+  write_text("tokenizer_config.json", files.tokenizer_config_json);
+  write_text("generation_config.json", files.generation_config_json);
+  manifest["schema"] = kManifestSchema;
+  manifest["embedding_budget_bytes"] = weights.embedding_budget_bytes;
+  manifest["files"] = std::move(hashes);
+  write_file_atomic(directory / "spear.json", manifest.dump(2) + "\n");
+}
+
+}  // namespace spear

@@ -1,0 +1,31 @@
+// Hugging Face's config.json: every option that changes results is honoured or refused by name.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "tensor/dtype.h"
+#include "tensor/w4.h"
+
+namespace spear {
+
+struct HfConfig {
+  ModelConfig model;
+  std::optional<W4Scheme> quantization;  ///< from a compressed-tensors quantization_config
+};
+
+/// Throws Error(bad_input) naming the option that is missing, malformed or not supported; `where` is the file.
+HfConfig parse_hf_config(const nlohmann::json& config, const std::string& where);
+
+/// config.json of a directory, with the end tokens that generation_config.json adds.
+HfConfig read_hf_directory_config(const std::filesystem::path& directory);
+
+/// The reverse. `dtype` is that of the unquantized tensors; `ignored` names the linears left dense.
+nlohmann::json make_hf_config(const ModelConfig& model, DType dtype, const std::optional<W4Scheme>& quantization,
+                              const std::vector<std::string>& ignored);
+
+}  // namespace spear
