@@ -25,7 +25,8 @@ std::int32_t Sampler::next(std::span<const float> logits) {
   candidates_.clear();
   for (std::size_t i = 0; i < logits.size(); ++i) {
     if (!(logits[i] < INFINITY)) {
-      throw failed(fmt::format("the logit of token {} is {}", i, logits[i]), "", "the weights are damaged; get them again");
+      throw failed(fmt::format("the logit of token {} is {}", i, logits[i]), "",
+                   "the weights are damaged; get them again");
     }
     if (logits[i] > -INFINITY) candidates_.push_back({logits[i], static_cast<std::int32_t>(i)});
   }
@@ -44,8 +45,8 @@ std::int32_t Sampler::next(std::span<const float> logits) {
   probabilities_.clear();
   double sum = 0;
   for (const Candidate& candidate : candidates_) {
-    probabilities_.push_back(std::exp((static_cast<double>(candidate.logit) - candidates_.front().logit) /
-                                      options_.temperature));
+    probabilities_.push_back(
+        std::exp((static_cast<double>(candidate.logit) - candidates_.front().logit) / options_.temperature));
     sum += probabilities_.back();
   }
   // Sorted: each filter keeps a prefix, and never less than the first.

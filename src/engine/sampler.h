@@ -25,7 +25,8 @@ class Sampler {
   explicit Sampler(const SamplingOptions& options);
 
   /// logits: [vocab_size] -> token id. Filters apply in the order top-k, top-p, min-p to the distribution at
-  /// `temperature`. Ties go to the lower id. Throws Error(failed) when a logit is NaN or +infinity, or all are -infinity.
+  /// `temperature`. Ties go to the lower id. Throws Error(failed) when a logit is NaN or +infinity, or all are
+  /// -infinity.
   std::int32_t next(std::span<const float> logits);
 
  private:

@@ -10,7 +10,10 @@ namespace spear {
 
 struct CpuModel::State {
   State(ModelWeights source, const CpuModelOptions& options)
-      : weights(std::move(source)), prepared(weights), kernels(default_kernels()), pool(options.threads),
+      : weights(std::move(source)),
+        prepared(weights),
+        kernels(default_kernels()),
+        pool(options.threads),
         ops(prepared, kernels, pool) {
     ops.set_compensators(options.compensators);
   }
@@ -40,8 +43,8 @@ std::unique_ptr<KvCache> CpuModel::make_cache(std::int64_t batch, std::int64_t c
 std::vector<float> CpuModel::hidden_states(const TokenBatch& tokens, KvCache* cache) {
   const std::int64_t count = tokens.batch * tokens.length;
   if (tokens.batch < 1 || tokens.length < 1 || count != static_cast<std::int64_t>(tokens.tokens.size())) {
-    throw usage_error(fmt::format("{} tokens do not make {} sequences of {}", tokens.tokens.size(), tokens.batch,
-                                  tokens.length));
+    throw usage_error(
+        fmt::format("{} tokens do not make {} sequences of {}", tokens.tokens.size(), tokens.batch, tokens.length));
   }
   for (const std::int32_t token : tokens.tokens) {
     if (token < 0 || token >= config().vocab_size) {
@@ -58,8 +61,9 @@ std::vector<float> CpuModel::hidden_states(const TokenBatch& tokens, KvCache* ca
     throw usage_error("the cache was made by another model, or for another number of sequences");
   }
   if (tokens.length > held->capacity() - held->length()) {
-    throw usage_error(fmt::format("{} tokens after {} exceed the cache of {}", tokens.length, held->length(),
-                                  held->capacity()), "", "make a cache with more capacity");
+    throw usage_error(
+        fmt::format("{} tokens after {} exceed the cache of {}", tokens.length, held->length(), held->capacity()), "",
+        "make a cache with more capacity");
   }
   CpuOps::Batch batch{tokens, held, RotaryTable(config(), held->length(), tokens.length)};
   auto hidden = transformer(state_->ops, config(), batch);

@@ -124,7 +124,8 @@ void attend(ThreadPool& pool, const Kernels& kernels, const AttentionShape& shap
   pool.parallel_for(tokens, 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t token = begin; token < end; ++token) {
       const std::int64_t index = token % shape.length;
-      for (std::int64_t h = 0; h < shape.heads; ++h) rotary.rotate(index, q + (token * shape.heads + h) * shape.head_dim);
+      for (std::int64_t h = 0; h < shape.heads; ++h)
+        rotary.rotate(index, q + (token * shape.heads + h) * shape.head_dim);
       for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
         rotary.rotate(index, k + (token * shape.kv_heads + h) * shape.head_dim);
       }

@@ -17,7 +17,8 @@ std::vector<float> gain_of(const Tensor& tensor, std::int64_t size, const std::s
 void require_shape(const Matrix& matrix, std::int64_t rows, std::int64_t cols, const std::string& where) {
   if (matrix.view().rows != rows || matrix.view().cols != cols) {
     throw bad_input("shape " + to_string(Shape{matrix.view().rows, matrix.view().cols}) + " instead of " +
-                    to_string(Shape{rows, cols}), where, "the weights do not belong to this config");
+                        to_string(Shape{rows, cols}),
+                    where, "the weights do not belong to this config");
   }
 }
 
@@ -44,7 +45,8 @@ CpuWeights::CpuWeights(const ModelWeights& weights)
     if (!module.compensator) continue;
     const Compensator& compensator = *module.compensator;
     compensator.validate();
-    if (compensator.out_features != linear.weight.view().rows || compensator.in_features() != linear.weight.view().cols) {
+    if (compensator.out_features != linear.weight.view().rows ||
+        compensator.in_features() != linear.weight.view().cols) {
       throw bad_input("compensator does not fit the module", id.name());
     }
     linear.a.emplace(compensator.a->values, compensator.a->rows, compensator.a->cols, compensator.a->scales);
@@ -86,7 +88,8 @@ void CpuOps::apply(const Activation& x, std::span<const ModuleId> ids, std::span
   for (std::size_t i = 0; i < ids.size(); ++i) {
     const auto& compensator = w_.linears[static_cast<std::size_t>(ids[i].index)].compensator;
     if (!compensator) continue;
-    const auto z = std::find_if(z_of_a.begin(), z_of_a.end(), [&](const auto& known) { return known.first == compensator->a; });
+    const auto z =
+        std::find_if(z_of_a.begin(), z_of_a.end(), [&](const auto& known) { return known.first == compensator->a; });
     add_correction(*compensator, zs[z->second], out[i]);
   }
 }

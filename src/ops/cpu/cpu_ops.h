@@ -44,7 +44,9 @@ class CpuOps {
 
     Activation() = default;
     Activation(std::int64_t rows, std::int64_t cols)
-        : rows(rows), cols(cols), data(std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(rows * cols))) {}
+        : rows(rows),
+          cols(cols),
+          data(std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(rows * cols))) {}
     float* row(std::int64_t i) { return data.get() + i * cols; }
     std::span<float> values() { return {data.get(), static_cast<std::size_t>(rows * cols)}; }
   };
@@ -55,7 +57,8 @@ class CpuOps {
     RotaryTable rotary;
   };
 
-  CpuOps(const CpuWeights& weights, const Kernels& kernels, ThreadPool& pool) : w_(weights), kernels_(kernels), pool_(pool) {}
+  CpuOps(const CpuWeights& weights, const Kernels& kernels, ThreadPool& pool)
+      : w_(weights), kernels_(kernels), pool_(pool) {}
 
   void set_compensators(bool on) { compensators_ = on; }
   void set_observer(ActivationObserver observer) { observer_ = std::move(observer); }

@@ -61,7 +61,9 @@ void read_row(const WeightView& weight, std::int64_t row, std::int64_t begin, st
       read_elements(reinterpret_cast<const std::int8_t*>(bytes) + begin, end - begin,
                     weight.scales == nullptr ? 1.0F : weight.scales[row], load_i8, out);
       break;
-    case WeightKind::w4: read_w4(weight, row, begin, end, out); break;
+    case WeightKind::w4:
+      read_w4(weight, row, begin, end, out);
+      break;
   }
 }
 

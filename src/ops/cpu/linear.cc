@@ -5,8 +5,8 @@
 namespace spear {
 namespace {
 
-constexpr std::int64_t kDepth = 1024;     // columns of a panel: 32 x 1024 floats stay in a 1 MB L2
-constexpr std::int64_t kDotRows = 16;     // up to here, dot products are faster than packing panels
+constexpr std::int64_t kDepth = 1024;               // columns of a panel: 32 x 1024 floats stay in a 1 MB L2
+constexpr std::int64_t kDotRows = 16;               // up to here, dot products are faster than packing panels
 constexpr std::int64_t kUnitRows = kMaxPanelWidth;  // outputs per unit of work
 
 /// Grows but never shrinks; what it held before is of no interest.
@@ -77,7 +77,8 @@ void multiply_columns(const Kernels& kernels, const float* p, std::int64_t ldp, 
 void run_linears(ThreadPool& pool, const Kernels& kernels, const float* x, std::int64_t m,
                  std::span<const LinearJob> jobs) {
   std::vector<std::int64_t> first_unit{0};
-  for (const LinearJob& job : jobs) first_unit.push_back(first_unit.back() + (job.weight->rows + kUnitRows - 1) / kUnitRows);
+  for (const LinearJob& job : jobs)
+    first_unit.push_back(first_unit.back() + (job.weight->rows + kUnitRows - 1) / kUnitRows);
   pool.parallel_for(first_unit.back(), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::size_t j = 0; j < jobs.size(); ++j) {
       const WeightView& weight = *jobs[j].weight;

@@ -14,7 +14,8 @@ namespace spear {
 void multiply_rows(const Kernels& kernels, const WeightView& weight, std::int64_t begin, std::int64_t end,
                    const float* x, std::int64_t ldx, std::int64_t m, float* y, std::int64_t ldy, bool accumulate);
 
-/// out [m, n] (+)= p [m, k] v [k, n]: the product with a matrix that lies the other way round, as attention's values do.
+/// out [m, n] (+)= p [m, k] v [k, n]: the product with a matrix that lies the other way round, as attention's values
+/// do.
 void multiply_columns(const Kernels& kernels, const float* p, std::int64_t ldp, std::int64_t m, std::int64_t k,
                       const float* v, std::int64_t n, float* out, std::int64_t ldo);
 

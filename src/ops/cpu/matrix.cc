@@ -17,9 +17,12 @@ std::vector<float> floats(std::span<const std::uint16_t> bits, float (*to_float)
 
 WeightKind dense_kind(DType type, const std::string& where) {
   switch (type) {
-    case DType::f32: return WeightKind::f32;
-    case DType::f16: return WeightKind::f16;
-    case DType::bf16: return WeightKind::bf16;
+    case DType::f32:
+      return WeightKind::f32;
+    case DType::f16:
+      return WeightKind::f16;
+    case DType::bf16:
+      return WeightKind::bf16;
     default:
       throw bad_input(fmt::format("weights of type {} have no CPU kernel", name(type)), where,
                       "store the tensor as F32, F16 or BF16");
@@ -48,12 +51,21 @@ Matrix::Matrix(const W4Matrix& packed, const std::string& where) : scales_(float
   const auto groups = static_cast<std::size_t>(packed.rows * packed.groups());
   const std::int64_t group_size = packed.scheme.group_size;
   if (packed.packed.size() != static_cast<std::size_t>(packed.rows * packed.words_per_row()) ||
-      scales_.size() != groups || packed.zeros.size() != (packed.scheme.symmetric ? 0 : groups) || group_size % 8 != 0) {
-    throw bad_input(fmt::format("packed sizes do not fit [{}, {}] {}", packed.rows, packed.cols,
-                                to_string(packed.scheme)), where, "the checkpoint is damaged; write it again");
+      scales_.size() != groups || packed.zeros.size() != (packed.scheme.symmetric ? 0 : groups) ||
+      group_size % 8 != 0) {
+    throw bad_input(
+        fmt::format("packed sizes do not fit [{}, {}] {}", packed.rows, packed.cols, to_string(packed.scheme)), where,
+        "the checkpoint is damaged; write it again");
   }
-  view_ = {WeightKind::w4, packed.rows, packed.cols, packed.packed.data(), packed.words_per_row() * 4, scales_.data(),
-           packed.zeros.empty() ? nullptr : packed.zeros.data(), packed.groups(), group_size};
+  view_ = {WeightKind::w4,
+           packed.rows,
+           packed.cols,
+           packed.packed.data(),
+           packed.words_per_row() * 4,
+           scales_.data(),
+           packed.zeros.empty() ? nullptr : packed.zeros.data(),
+           packed.groups(),
+           group_size};
 }
 
 Matrix::Matrix(const LinearWeight& weight, const std::string& where)

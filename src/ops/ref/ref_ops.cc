@@ -117,9 +117,9 @@ RefMatrix RefOps::linear(const RefMatrix& x, ModuleId id) {
 RefMatrix RefOps::normalize(const RefMatrix& x, NormId gain) {
   const auto& layers = weights_.layers;
   const auto layer = static_cast<std::size_t>(gain.index / 2);
-  const Tensor& tensor = layer == layers.size()   ? weights_.norm
-                         : gain.index % 2 == 0 ? layers[layer].input_layernorm
-                                               : layers[layer].post_attention_layernorm;
+  const Tensor& tensor = layer == layers.size() ? weights_.norm
+                         : gain.index % 2 == 0  ? layers[layer].input_layernorm
+                                                : layers[layer].post_attention_layernorm;
   return ref::rms_norm(x, tensor.to_floats(), weights_.config.rms_norm_eps);
 }
 

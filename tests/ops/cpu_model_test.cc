@@ -1,0 +1,214 @@
+#include "ops/cpu_model.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "ops/comparison.h"
+#include "ops/random_model.h"
+
+namespace spear {
+namespace {
+
+using testing::random_model;
+using testing::random_tokens;
+using testing::RandomModelOptions;
+using testing::relative_error;
+
+constexpr double kTolerance = 3e-6;
+
+/// Hidden states of the reference backend.
+std::vector<double> reference(const ModelWeights& weights, std::span<const std::int32_t> tokens, std::int64_t batch,
+                              bool compensators = true) {
+  RefOps ops(weights, compensators);
+  TokenBatch input{tokens, batch, static_cast<std::int64_t>(tokens.size()) / batch};
+  return transformer(ops, weights.config, input).values;
+}
+
+std::vector<float> hidden(CpuModel& model, std::span<const std::int32_t> tokens, std::int64_t batch = 1,
+                          KvCache* cache = nullptr) {
+  return model.hidden_states({tokens, batch, static_cast<std::int64_t>(tokens.size()) / batch}, cache);
+}
+
+TEST(CpuModelTest, AgreesWithTheReferenceInEveryFormat) {
+  const auto tokens = random_tokens(42, 61, 1);
+  for (const bool packed : {true, false}) {
+    for (const DType dense : {DType::f32, DType::f16, DType::bf16}) {
+      for (const char* scheme : {"w4-channel-sym", "w4-channel-asym", "w4-g32-asym"}) {
+        RandomModelOptions options;
+        options.packed = packed;
+        options.dense = dense;
+        options.scheme = parse_scheme(scheme);
+        options.tied = dense == DType::f32;
+        const ModelWeights weights = random_model(options);
+        CpuModel model(weights);
+        EXPECT_LT(relative_error(hidden(model, tokens, 2), reference(weights, tokens, 2)), kTolerance)
+            << packed << " " << name(dense) << " " << scheme;
+      }
+    }
+  }
+}
+
+TEST(CpuModelTest, EveryInstructionSetAgreesWithTheReference) {
+  RandomModelOptions options;
+  options.compensators = true;
+  const ModelWeights weights = random_model(options);
+  const auto tokens = random_tokens(40, 61, 2);
+  const auto expected = reference(weights, tokens, 1);
+  for (const char* isa : {"generic", "avx2", "avx512"}) {
+    ASSERT_EQ(setenv("SPEAR_FORCE_ISA", isa, 1), 0);
+    try {
+      CpuModel model(weights);
+      EXPECT_EQ(model.isa(), isa);
+      EXPECT_LT(relative_error(hidden(model, tokens), expected), kTolerance) << isa;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::usage);  // this machine does not have it
+    }
+  }
+  unsetenv("SPEAR_FORCE_ISA");
+}
+
+TEST(CpuModelTest, CompensatorsAndTheirGates) {
+  RandomModelOptions options;
+  options.compensators = true;
+  const ModelWeights weights = random_model(options);
+  const auto tokens = random_tokens(37, 61, 3);
+  CpuModel model(weights);
+  const auto on = hidden(model, tokens);
+  EXPECT_LT(relative_error(on, reference(weights, tokens, 1)), kTolerance);
+  model.set_compensators(false);
+  const auto off = hidden(model, tokens);
+  EXPECT_LT(relative_error(off, reference(weights, tokens, 1, false)), kTolerance);
+  EXPECT_GT(relative_error(off, reference(weights, tokens, 1)), 1e-3);
+
+  // Planted faults that the comparison must see: no gate, a gate of the wrong sign.
+  ModelWeights ungated = weights, negated = weights;
+  for (int i = 0; i < module_count(weights.config); ++i) {
+    if (!weights.linear({i}).compensator) continue;
+    ungated.linear({i}).compensator->gate = {};
+    CompensatorGate& gate = negated.linear({i}).compensator->gate;
+    for (auto* part : {&gate.w2, &gate.b2}) {
+      for (auto& bits : *part) bits ^= 0x8000U;
+    }
+  }
+  CpuModel without_gate(ungated), wrong_sign(negated);
+  EXPECT_GT(relative_error(hidden(without_gate, tokens), reference(weights, tokens, 1)), 1e-3);
+  EXPECT_GT(relative_error(hidden(wrong_sign, tokens), reference(weights, tokens, 1)), 1e-3);
+  EXPECT_LT(relative_error(hidden(without_gate, tokens), reference(ungated, tokens, 1)), kTolerance);
+}
+
+TEST(CpuModelTest, ACacheFilledBitByBitEqualsTheWhole) {
+  RandomModelOptions options;
+  options.compensators = true;
+  const ModelWeights weights = random_model(options);
+  const auto tokens = random_tokens(30, 61, 4);
+  const auto expected = reference(weights, tokens, 1);
+  CpuModel model(weights);
+  const auto cache = model.make_cache(1, 30);
+  std::vector<float> states;
+  for (const std::size_t length : {17U, 1U, 1U, 4U, 1U, 6U}) {
+    const auto first = static_cast<std::size_t>(cache->length());
+    const auto part = hidden(model, std::span(tokens).subspan(first, length), 1, cache.get());
+    states.insert(states.end(), part.begin(), part.end());
+  }
+  EXPECT_EQ(cache->length(), 30);
+  EXPECT_LT(relative_error(states, expected), kTolerance);
+}
+
+TEST(CpuModelTest, SequencesOfABatchDoNotMix) {
+  const ModelWeights weights = random_model();
+  CpuModel model(weights);
+  const auto tokens = random_tokens(3 * 20, 61, 5);
+  const auto together = hidden(model, tokens, 3);
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto alone = hidden(model, std::span(tokens).subspan(i * 20, 20));
+    const std::vector<double> expected(alone.begin(), alone.end());
+    EXPECT_LT(relative_error(std::span(together).subspan(i * 20 * 24, 20 * 24), expected), kTolerance);
+  }
+}
+
+TEST(CpuModelTest, BitsDependNeitherOnThreadsNorOnTheRun) {
+  RandomModelOptions options;
+  options.compensators = true;
+  const ModelWeights weights = random_model(options);
+  const auto tokens = random_tokens(50, 61, 6);
+  CpuModel one(weights, {1, true}), three(weights, {3, true});
+  const auto first = hidden(one, tokens);
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(hidden(three, tokens), first);
+}
+
+TEST(CpuModelTest, LogitsAreTheHeadsProducts) {
+  RandomModelOptions options;
+  options.tied = false;
+  options.dense = DType::bf16;
+  const ModelWeights weights = random_model(options);
+  CpuModel model(weights);
+  const auto states = testing::random_floats(5 * 24, 7);
+  std::vector<float> logits(5 * 61);
+  model.logits(states, logits);
+  EXPECT_LE(testing::linear_error(testing::as_matrix(states, 5, 24), ref::dequantize(weights.head()), logits, 61), 1.0);
+  EXPECT_THROW(model.logits(std::span(states).first(23), logits), Error);
+}
+
+TEST(CpuModelTest, ObserversSeeNamedIntermediates) {
+  CpuModel model(random_model());
+  std::vector<std::string> seen;
+  model.set_observer([&](std::string_view name, std::int64_t layer, std::span<const float> values) {
+    seen.push_back(std::string(name) + ":" + std::to_string(layer) + ":" + std::to_string(values.size()));
+  });
+  const auto tokens = random_tokens(2, 61, 8);
+  hidden(model, tokens);
+  EXPECT_EQ(seen, (std::vector<std::string>{"embed:-1:48", "attention:0:48", "post_attention:0:48", "gated_act:0:88",
+                                            "layer:0:48", "attention:1:48", "post_attention:1:48", "gated_act:1:88",
+                                            "layer:1:48"}));
+}
+
+TEST(CpuModelTest, RefusesWrongInput) {
+  CpuModel model(random_model());
+  const auto code_of = [&](std::vector<std::int32_t> tokens, std::int64_t batch, KvCache* cache) {
+    try {
+      model.hidden_states({tokens, batch, static_cast<std::int64_t>(tokens.size()) / std::max<std::int64_t>(batch, 1)},
+                          cache);
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return ExitCode::ok;
+  };
+  const auto cache = model.make_cache(1, 3);
+  EXPECT_EQ(code_of({1, 2, 61}, 1, nullptr), ExitCode::bad_input);
+  EXPECT_EQ(code_of({1, -1}, 1, nullptr), ExitCode::bad_input);
+  EXPECT_EQ(code_of({}, 1, nullptr), ExitCode::usage);
+  EXPECT_EQ(code_of({1, 2, 3}, 2, nullptr), ExitCode::usage);
+  EXPECT_EQ(code_of({1, 2, 3, 4}, 1, cache.get()), ExitCode::usage);
+  EXPECT_EQ(code_of({1, 2}, 2, cache.get()), ExitCode::usage);
+  EXPECT_EQ(cache->length(), 0);
+  EXPECT_EQ(code_of({1, 2, 3}, 1, cache.get()), ExitCode::ok);
+  EXPECT_EQ(code_of({1}, 1, cache.get()), ExitCode::usage);
+}
+
+TEST(CpuModelTest, RefusesWeightsThatDoNotFitTheConfig) {
+  const auto code_of = [](ModelWeights weights) {
+    try {
+      CpuModel model(std::move(weights));
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return ExitCode::ok;
+  };
+  const ModelWeights good = random_model();
+  EXPECT_EQ(code_of(good), ExitCode::ok);
+  ModelWeights weights = good;
+  weights.linear({3}).weight = testing::random_w4(24, 25, {}, 1);
+  EXPECT_EQ(code_of(weights), ExitCode::bad_input);
+  weights = good;
+  weights.layers.pop_back();
+  EXPECT_EQ(code_of(weights), ExitCode::bad_input);
+  weights = good;
+  weights.norm = Tensor(DType::f32, {23});
+  EXPECT_EQ(code_of(weights), ExitCode::bad_input);
+  weights = good;
+  weights.linear({0}).compensator = testing::random_compensator(2, 0, 0, 23, testing::random_input(2, 24, 1), 1);
+  EXPECT_EQ(code_of(weights), ExitCode::bad_input);
+}
+
+}  // namespace
+}  // namespace spear
