@@ -9,10 +9,7 @@
 namespace spear {
 namespace {
 
-constexpr std::size_t kLanes = 16;
-constexpr std::size_t kBlock = 64 * kLanes;  // summed in float32, then carried over to float64
-using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
-using Ints = std::int32_t __attribute__((vector_size(kLanes * sizeof(std::int32_t))));
+constexpr std::size_t kBlock = 1024;  // logits summed in float32, then carried over to float64
 
 struct PairSums {
   double reference = 0, model = 0;  ///< of exp(logit - largest)
@@ -26,14 +23,16 @@ struct Loops {
 };
 
 namespace baseline {
+constexpr std::size_t kLanes = 4;
 #include "eval/row_scores_loops.inc"
-}
+}  // namespace baseline
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SPEAR_X86_LOOPS
 namespace avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+constexpr std::size_t kLanes = 8;
 #include "eval/row_scores_loops.inc"
 #pragma GCC pop_options
 }  // namespace avx2
@@ -41,6 +40,7 @@ namespace avx2 {
 namespace avx512 {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,fma,prefer-vector-width=512")
+constexpr std::size_t kLanes = 16;
 #include "eval/row_scores_loops.inc"
 #pragma GCC pop_options
 }  // namespace avx512
