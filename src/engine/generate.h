@@ -15,9 +15,9 @@ namespace spear {
 
 struct GenerateOptions {
   std::int64_t max_tokens = 256;
-  SamplingOptions sampling;
-  std::vector<std::string> stop;            ///< text that ends the output and is not part of it
-  std::vector<std::int64_t> eos_token_ids;  ///< in addition to those of the model's config
+  SamplingOptions sampling = {};
+  std::vector<std::string> stop = {};            ///< text that ends the output and is not part of it
+  std::vector<std::int64_t> eos_token_ids = {};  ///< in addition to those of the model's config
   bool ignore_eos = false;
 };
 
