@@ -2,24 +2,43 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "base/error.h"
 
 namespace spear {
 namespace {
 
+/// Index of the first element whose exponent bits are all ones (NaN or infinity), -1 if there is none.
+template <class Bits>
+std::int64_t first_non_finite(std::span<const std::byte> bytes, Bits exponent) {
+  for (std::size_t i = 0; i < bytes.size() / sizeof(Bits); ++i) {
+    Bits bits;
+    std::memcpy(&bits, bytes.data() + i * sizeof bits, sizeof bits);
+    if ((bits & exponent) == exponent) return static_cast<std::int64_t>(i);
+  }
+  return -1;
+}
+
+/// Looks at the bits: a copy as floats would double the memory that loading takes.
+std::int64_t first_non_finite(const Tensor& tensor) {
+  switch (tensor.dtype()) {
+    case DType::f32: return first_non_finite<std::uint32_t>(tensor.bytes(), 0x7f800000U);
+    case DType::f16: return first_non_finite<std::uint16_t>(tensor.bytes(), 0x7c00U);
+    case DType::bf16: return first_non_finite<std::uint16_t>(tensor.bytes(), 0x7f80U);
+    default: throw bad_input(fmt::format("expected F32, F16 or BF16, found {}", name(tensor.dtype())));
+  }
+}
+
 void check_tensor(const Tensor& tensor, const Shape& shape, const std::string& where, const std::string& tensor_name) {
   if (tensor.shape() != shape) {
     throw bad_input(fmt::format("shape {} instead of {}", to_string(tensor.shape()), to_string(shape)),
                     where + ": " + tensor_name, "the file does not belong to this config, or is damaged");
   }
-  const auto values = tensor.to_floats();
-  const auto bad = std::find_if(values.begin(), values.end(), [](float v) { return !std::isfinite(v); });
-  if (bad != values.end()) {
-    throw bad_input(fmt::format("element {} is {}", bad - values.begin(), *bad), where + ": " + tensor_name,
-                    "the weights contain NaN or infinity; get an undamaged copy of the model");
+  if (const std::int64_t bad = first_non_finite(tensor); bad >= 0) {
+    throw bad_input(fmt::format("element {} is NaN or infinite", bad), where + ": " + tensor_name,
+                    "get an undamaged copy of the model");
   }
 }
 
