@@ -1,0 +1,36 @@
+// The commands of `spear`; one file each.
+#pragma once
+
+#include <array>
+
+#include "cli/command_line.h"
+
+namespace spear::cli {
+
+void add_generate(CommandLine& line);
+void add_eval(CommandLine& line);
+void add_inspect(CommandLine& line);
+void add_report(CommandLine& line);
+void add_version(CommandLine& line);
+void add_completions(CommandLine& line);
+
+/// A command that lives in libexec/spear/spear-offline, because it needs libtorch.
+struct OfflineCommand {
+  const char* name;
+  const char* purpose;
+};
+inline constexpr std::array kOfflineCommands = {
+    OfflineCommand{"recover", "Make a 4-bit model with compensators from a full-precision one"},
+    OfflineCommand{"quantize", "Quantize a model to 4 bit"},
+    OfflineCommand{"diagnose", "Measure which modules quantization damages most"},
+    OfflineCommand{"calibrate", "Train compensators for a 4-bit model that exists already"},
+};
+
+/// Lists the offline commands in the help.
+void add_offline_commands(CommandLine& line);
+
+/// Replaces this process by spear-offline when argv[1] is an offline command; returns otherwise.
+/// Throws Error(failed) when that program was not built.
+void run_offline_command(int argc, char** argv);
+
+}  // namespace spear::cli

@@ -1,0 +1,14 @@
+// spear: the command line of the online plane. Links no torch; offline commands are another program.
+#include "cli/commands.h"
+
+int main(int argc, char** argv) {
+  spear::cli::CommandLine line("spear", "Gives a 4-bit language model back the quality that quantization took.");
+  spear::cli::add_offline_commands(line);
+  spear::cli::add_generate(line);
+  spear::cli::add_eval(line);
+  spear::cli::add_inspect(line);
+  spear::cli::add_report(line);
+  spear::cli::add_version(line);
+  spear::cli::add_completions(line);
+  return line.run(argc, argv);
+}
