@@ -1,0 +1,147 @@
+#include "base/file.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <fstream>
+
+#include "base/error.h"
+#include "temporary_directory.h"
+
+namespace spear {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The exit code of the Error that `body` throws; ok if it throws none.
+template <class Body>
+ExitCode code_of(Body body) {
+  try {
+    body();
+  } catch (const Error& error) {
+    return error.code();
+  }
+  return ExitCode::ok;
+}
+
+std::size_t entries(const fs::path& directory) {
+  return static_cast<std::size_t>(std::distance(fs::directory_iterator(directory), fs::directory_iterator()));
+}
+
+TEST(Sha256, KnownVectors) {  // FIPS 180-2, appendix B
+  EXPECT_EQ(sha256_hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  EXPECT_EQ(sha256_hex("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  EXPECT_EQ(sha256_hex("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq"),
+            "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+}
+
+TEST(Sha256, FileEqualsItsBytes) {
+  const TemporaryDirectory directory;
+  const std::string content(100'000, 'x');
+  write_file_atomic(directory / "f", content);
+  EXPECT_EQ(sha256_file(directory / "f"), sha256_hex(content));
+}
+
+TEST(MappedFile, ReadsBytesAndRefusesWhatIsNoFile) {
+  const TemporaryDirectory directory;
+  write_file_atomic(directory / "f", "abc");
+  const MappedFile file(directory / "f");
+  ASSERT_EQ(file.bytes().size(), 3U);
+  EXPECT_EQ(file.bytes()[2], std::byte{'c'});
+  write_file_atomic(directory / "empty", "");
+  EXPECT_TRUE(MappedFile(directory / "empty").bytes().empty());
+  EXPECT_EQ(code_of([&] { MappedFile{directory / "missing"}; }), ExitCode::bad_input);
+  EXPECT_EQ(code_of([&] { MappedFile{directory.path()}; }), ExitCode::bad_input);
+}
+
+TEST(ReadTextFile, KeepsToItsLimit) {
+  const TemporaryDirectory directory;
+  write_file_atomic(directory / "f", "12345");
+  EXPECT_EQ(read_text_file(directory / "f", 5), "12345");
+  EXPECT_EQ(code_of([&] { read_text_file(directory / "f", 4); }), ExitCode::bad_input);
+  EXPECT_EQ(code_of([&] { read_text_file(directory / "missing"); }), ExitCode::bad_input);
+  EXPECT_EQ(code_of([&] { read_text_file(directory.path()); }), ExitCode::bad_input);
+}
+
+TEST(OutputFile, ReplacesWholeOrNotAtAll) {
+  const TemporaryDirectory directory;
+  write_file_atomic(directory / "f", "old");
+  {
+    OutputFile file(directory / "f");
+    file.write("half of the new");
+  }
+  EXPECT_EQ(read_text_file(directory / "f"), "old");
+  EXPECT_EQ(entries(directory.path()), 1U) << "the temporary file was left behind";
+  OutputFile file(directory / "f");
+  file.write("ne");
+  file.write("w");
+  file.finish();
+  EXPECT_EQ(read_text_file(directory / "f"), "new");
+  EXPECT_EQ(entries(directory.path()), 1U);
+}
+
+TEST(OutputFile, FullDiskIsOutOfResources) {
+  if (!fs::exists("/dev/full")) GTEST_SKIP() << "no /dev/full";
+  const TemporaryDirectory directory;
+  fs::create_symlink("/dev/full", directory / fmt::format("f.tmp{}", getpid()));
+  EXPECT_EQ(code_of([&] { write_file_atomic(directory / "f", "x"); }), ExitCode::out_of_resources);
+  EXPECT_FALSE(fs::exists(directory / "f"));
+}
+
+TEST(OutputFile, MissingDirectoryFails) {
+  const TemporaryDirectory directory;
+  EXPECT_EQ(code_of([&] { write_file_atomic(directory / "no" / "f", "x"); }), ExitCode::failed);
+}
+
+TEST(StagedDirectory, AppearsAtCommit) {
+  const TemporaryDirectory directory;
+  StagedDirectory staged(directory / "out", false);
+  write_file_atomic(staged.path() / "f", "x");
+  EXPECT_FALSE(fs::exists(directory / "out"));
+  staged.commit();
+  EXPECT_EQ(read_text_file(directory / "out" / "f"), "x");
+  EXPECT_EQ(entries(directory.path()), 1U);
+}
+
+TEST(StagedDirectory, UncommittedLeavesNothing) {
+  const TemporaryDirectory directory;
+  { write_file_atomic(StagedDirectory(directory / "out", false).path() / "f", "x"); }
+  EXPECT_EQ(entries(directory.path()), 0U);
+}
+
+TEST(StagedDirectory, OverwritesOnlyWithForce) {
+  const TemporaryDirectory directory;
+  fs::create_directory(directory / "out");
+  write_file_atomic(directory / "out" / "old", "x");
+  EXPECT_EQ(code_of([&] { StagedDirectory(directory / "out", false); }), ExitCode::usage);
+  {
+    const StagedDirectory abandoned(directory / "out", true);
+  }
+  EXPECT_TRUE(fs::exists(directory / "out" / "old"));
+  StagedDirectory staged(directory / "out", true);
+  write_file_atomic(staged.path() / "new", "x");
+  EXPECT_TRUE(fs::exists(directory / "out" / "old"));
+  staged.commit();
+  EXPECT_FALSE(fs::exists(directory / "out" / "old"));
+  EXPECT_TRUE(fs::exists(directory / "out" / "new"));
+  EXPECT_EQ(entries(directory.path()), 1U);
+}
+
+TEST(StagedDirectory, TargetThatAppearsMeanwhileIsKept) {
+  const TemporaryDirectory directory;
+  StagedDirectory staged(directory / "out", false);
+  fs::create_directory(directory / "out");
+  EXPECT_EQ(code_of([&] { staged.commit(); }), ExitCode::usage);
+  EXPECT_TRUE(fs::exists(directory / "out"));
+}
+
+TEST(StagedDirectory, TrailingSlashAndMissingParents) {
+  const TemporaryDirectory directory;
+  StagedDirectory staged((directory / "a" / "b").string() + "/", false);
+  staged.commit();
+  EXPECT_TRUE(fs::is_directory(directory / "a" / "b"));
+}
+
+}  // namespace
+}  // namespace spear
