@@ -1,0 +1,43 @@
+#include "text/chat_template.h"
+
+#include "base/error.h"
+#include "text/jinja_interpreter.h"
+#include "text/jinja_parser.h"
+#include "text/utf8.h"
+
+namespace spear {
+
+ChatTemplate::ChatTemplate(std::string_view source, TemplateLimits limits) : limits_(limits) {
+  if (source.size() > limits.source_bytes) {
+    throw bad_input("the template is longer than " + std::to_string(limits.source_bytes) + " bytes", "chat template");
+  }
+  if (find_invalid_utf8(source) != std::string_view::npos)
+    throw bad_input("the template is not UTF-8", "chat template");
+  root_ = std::make_shared<const jinja::Block>(jinja::parse(source));
+}
+
+std::string ChatTemplate::render(const nlohmann::ordered_json& messages, bool add_generation_prompt,
+                                 const std::map<std::string, std::string>& tokens,
+                                 const nlohmann::ordered_json& extra) const {
+  if (!messages.is_array()) throw usage_error("messages must be an array", "chat template");
+  if (!extra.is_object()) throw usage_error("extra variables must be an object", "chat template");
+  nlohmann::ordered_json variables = tokens;
+  for (const auto& [name, value] : extra.items()) variables[name] = value;
+  variables["messages"] = messages;
+  variables["add_generation_prompt"] = add_generation_prompt;
+  return jinja::interpret(*root_, variables, limits_);
+}
+
+std::string chat_opening(std::string_view template_source, const std::map<std::string, std::string>& tokens,
+                         std::string_view system) {
+  if (template_source.empty()) return {};
+  static constexpr std::string_view kMarker = "7d1f-user-content-9c3e";
+  nlohmann::ordered_json messages = nlohmann::ordered_json::array();
+  if (!system.empty()) messages.push_back({{"role", "system"}, {"content", system}});
+  messages.push_back({{"role", "user"}, {"content", kMarker}});
+  const std::string text = ChatTemplate(template_source).render(messages, false, tokens);
+  const std::size_t marker = text.find(kMarker);
+  return marker == std::string::npos ? std::string() : text.substr(0, marker);
+}
+
+}  // namespace spear

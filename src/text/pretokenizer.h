@@ -1,0 +1,56 @@
+// What happens to text before BPE: Unicode normalization, then division into words by regular expressions.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "text/regex.h"
+
+namespace spear {
+
+/// tokenizer.json's "normalizer": none, or NFC.
+class Normalizer {
+ public:
+  Normalizer() = default;
+  /// Throws Error(bad_input) naming an unsupported normalizer.
+  Normalizer(const nlohmann::json& spec, const std::string& where);
+
+  bool active() const { return nfc_; }
+  /// `text` must be valid UTF-8.
+  std::string normalize(std::string_view text) const;
+
+ private:
+  bool nfc_ = false;
+};
+
+/// tokenizer.json's "pre_tokenizer": Sequence, Digits, Split (Isolated) and, at the end, ByteLevel.
+class PreTokenizer {
+ public:
+  PreTokenizer() = default;
+  /// Throws Error(bad_input) naming an unsupported step or option.
+  PreTokenizer(const nlohmann::json& spec, const std::string& where);
+
+  /// The words of `text` (valid UTF-8), not empty, in order. They view `text`, or strings that are put into `storage`.
+  std::vector<std::string_view> split(std::string_view text, std::deque<std::string>& storage) const;
+
+ private:
+  struct Step {
+    std::shared_ptr<const Regex> regex;  // none: the step only adds the space
+    bool add_prefix_space = false;
+  };
+  void add_steps(const nlohmann::json& spec, const std::string& where, int depth);
+
+  std::vector<Step> steps_;
+  bool byte_level_ = false;  // a ByteLevel step has been seen
+};
+
+/// The tokenizer.json "pre_tokenizer" and "normalizer" that belong to a GGUF file's tokenizer.ggml.pre. Throws
+/// Error(bad_input) naming an unknown one and those that are known.
+nlohmann::json pretokenizer_of_gguf(const std::string& pre, const std::string& where);
+nlohmann::json normalizer_of_gguf(const std::string& pre);
+
+}  // namespace spear

@@ -1,0 +1,170 @@
+#include "text/tokenizer_json.h"
+
+#include <utility>
+
+#include "text/added_tokens.h"
+#include "text/json_fields.h"
+
+namespace spear {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kUseByteLevel = "use a model with a byte-level BPE tokenizer";
+
+void refuse_model_options(const json& model, const std::string& where) {
+  const json& dropout = json_member(model, "dropout", where);
+  if (!dropout.is_null() && !(dropout.is_number() && dropout == 0)) {
+    throw bad_input("\"dropout\" makes ids random and is not supported", where, "set it to null");
+  }
+  for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    const json& value = json_member(model, name, where);
+    if (!value.is_null() && value != "")
+      throw bad_input(std::string("\"") + name + "\" is not supported", where, kUseByteLevel);
+  }
+  if (json_flag(model, "byte_fallback", false, where)) {
+    throw bad_input("\"byte_fallback\" is not supported", where, kUseByteLevel);
+  }
+}
+
+std::pair<std::string, std::string> parse_merge(const json& merge, const std::string& where) {
+  std::pair<std::string, std::string> parts;
+  if (merge.is_string()) {
+    const auto& text = merge.get_ref<const std::string&>();
+    const std::size_t space = text.find(' ');
+    if (space != std::string::npos) parts = {text.substr(0, space), text.substr(space + 1)};
+  } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
+    parts = {merge[0].get<std::string>(), merge[1].get<std::string>()};
+  }
+  // Neither part can be empty or hold a space: the byte-level alphabet has none.
+  if (parts.first.empty() || parts.second.empty() || (parts.first + parts.second).find(' ') != std::string::npos) {
+    throw bad_input("a merge is not a pair of byte-level tokens: " + merge.dump(-1, ' ', true), where, kUseByteLevel);
+  }
+  return parts;
+}
+
+/// Adds the ids of one post-processor to `frame`.
+void add_frame(const json& spec, const std::string& where, SpecialFrame& frame, int depth) {
+  if (spec.is_null()) return;
+  const std::string type = json_text(spec, "type", where);
+  if (type == "ByteLevel") return;
+  if (type == "Sequence" && depth < 8) {
+    for (const json& part : json_array(spec, "processors", where)) add_frame(part, where, frame, depth + 1);
+    return;
+  }
+  if (type != "TemplateProcessing") {
+    throw bad_input("the post-processor \"" + type + "\" is not supported (TemplateProcessing and ByteLevel are)",
+                    where);
+  }
+  const json& special = json_object(spec, "special_tokens", where);
+  bool after_text = false;
+  SpecialFrame added;
+  for (const json& piece : json_array(spec, "single", where)) {
+    if (!json_member(piece, "Sequence", where).is_null()) {
+      if (std::exchange(after_text, true)) throw bad_input("a template repeats the text", where);
+      continue;
+    }
+    const std::string name = json_text(json_object(piece, "SpecialToken", where), "id", where);
+    for (const json& id : json_array(json_object(special, name.c_str(), where), "ids", where)) {
+      if (!id.is_number_integer() || id < 0 || id > kMaxTokenId) throw json_type_error("ids", "token ids", where);
+      (after_text ? added.suffix : added.prefix).push_back(id.get<std::int32_t>());
+    }
+  }
+  if (!after_text) throw bad_input("a template has no place for the text", where);
+  frame.prefix.insert(frame.prefix.begin(), added.prefix.begin(), added.prefix.end());
+  frame.suffix.insert(frame.suffix.end(), added.suffix.begin(), added.suffix.end());
+}
+
+}  // namespace
+
+json parse_model_json(const std::string& text, const std::string& where) {
+  const auto limit_depth = [&](int depth, json::parse_event_t, json&) {
+    if (depth > 64) throw bad_input("the JSON is nested too deeply", where);
+    return true;
+  };
+  try {
+    return json::parse(text, limit_depth);
+  } catch (const json::exception& e) {
+    throw bad_input(std::string("malformed JSON: ") + e.what(), where, "fetch the model again; the file is damaged");
+  }
+}
+
+Vocabulary take_vocabulary(json& tokenizer, const std::string& file) {
+  const std::string where = file + ": model";
+  json_object(tokenizer, "model", file);
+  json& model = tokenizer["model"];
+  const json& type = json_member(model, "type", where);
+  if (type.is_null() ? !model.contains("merges") : type != "BPE") {
+    throw bad_input("the tokenizer model " + type.dump(-1, ' ', true) + " is not supported (BPE is)", where,
+                    kUseByteLevel);
+  }
+  refuse_model_options(model, where);
+  Vocabulary result;
+  result.fuse_unk = json_flag(model, "fuse_unk", false, where);
+  result.ignore_merges = json_flag(model, "ignore_merges", false, where);
+  if (!json_member(model, "unk_token", where).is_null()) result.unk_token = json_text(model, "unk_token", where);
+  const json& vocabulary = json_object(model, "vocab", where);
+  result.ids.reserve(vocabulary.size());
+  for (const auto& [token, id] : vocabulary.items()) {
+    if (!id.is_number_integer() || id < 0 || id > kMaxTokenId) {
+      throw bad_input("the token \"" + token + "\" has no valid id", where,
+                      "fetch the model again; its tokenizer is damaged");
+    }
+    result.ids.emplace(token, id.get<std::int32_t>());
+  }
+  const json& merges = json_array(model, "merges", where);
+  result.merges.reserve(merges.size());
+  for (const json& merge : merges) result.merges.push_back(parse_merge(merge, where));
+  model.erase("vocab");
+  model.erase("merges");
+  return result;
+}
+
+void put_vocabulary(json& tokenizer, const BpeModel& bpe, const std::vector<std::string>& spellings) {
+  json::object_t vocabulary;
+  for (const auto& [token, id] : bpe.ids()) vocabulary.emplace(token, id);
+  json::array_t merges;
+  for (const auto& [left, right] : bpe.merges()) {
+    merges.push_back(spellings[static_cast<std::size_t>(left)] + " " + spellings[static_cast<std::size_t>(right)]);
+  }
+  tokenizer["model"]["vocab"] = std::move(vocabulary);
+  tokenizer["model"]["merges"] = std::move(merges);
+}
+
+SpecialFrame parse_post_processor(const json& spec, const std::string& file) {
+  SpecialFrame frame;
+  add_frame(spec, file + ": post_processor", frame, 0);
+  return frame;
+}
+
+void check_decoder(const json& spec, const std::string& file) {
+  const std::string where = file + ": decoder";
+  const std::string type = json_text(spec, "type", where);
+  if (type == "ByteLevel") return;
+  if (type == "Sequence") {
+    const json& parts = json_array(spec, "decoders", where);
+    if (parts.size() == 1 && json_text(parts[0], "type", where) == "ByteLevel") return;
+  }
+  throw bad_input("the decoder \"" + type + "\" is not supported (ByteLevel is)", where, kUseByteLevel);
+}
+
+std::optional<std::string> config_token(const json& config, const char* name, const std::string& where) {
+  if (config.is_null()) return std::nullopt;
+  const json& value = json_member(config, name, where);
+  if (value.is_null()) return std::nullopt;
+  if (value.is_object()) return json_text(value, "content", where);
+  return json_text(config, name, where);
+}
+
+std::string config_chat_template(const json& config, const std::string& where) {
+  if (config.is_null()) return {};
+  const json& value = json_member(config, "chat_template", where);
+  if (value.is_null()) return {};
+  if (!value.is_array()) return json_text(config, "chat_template", where);
+  for (const json& item : value) {
+    if (json_text(item, "name", where) == "default") return json_text(item, "template", where);
+  }
+  return {};
+}
+
+}  // namespace spear

@@ -1,0 +1,42 @@
+// The parts of tokenizer.json and its companions, taken apart and checked.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "text/bpe.h"
+
+namespace spear {
+
+struct GgufTokenizer;
+
+/// Parses JSON text; refuses syntax errors and nesting beyond 64 levels with Error(bad_input).
+nlohmann::json parse_model_json(const std::string& text, const std::string& where);
+
+/// Moves vocabulary and merges out of a tokenizer.json, which keeps the rest. Throws Error(bad_input) for anything
+/// but a deterministic byte-level BPE.
+Vocabulary take_vocabulary(nlohmann::json& tokenizer, const std::string& where);
+/// The inverse, for writing; merges are pairs of ids.
+void put_vocabulary(nlohmann::json& tokenizer, const BpeModel& bpe, const std::vector<std::string>& spellings);
+
+/// The tokenizer.json that a GGUF tokenizer corresponds to, without vocabulary and merges, and these.
+nlohmann::json skeleton_of_gguf(const GgufTokenizer& gguf, const std::string& where);
+Vocabulary vocabulary_of_gguf(const GgufTokenizer& gguf, const std::string& where);
+
+/// Ids that the post-processor puts before and after a single text.
+struct SpecialFrame {
+  std::vector<std::int32_t> prefix, suffix;
+};
+SpecialFrame parse_post_processor(const nlohmann::json& spec, const std::string& where);
+
+/// Throws Error(bad_input) unless it is ByteLevel.
+void check_decoder(const nlohmann::json& spec, const std::string& where);
+
+/// tokenizer_config.json's text of e.g. "bos_token": a string, or an object with "content"; nothing if absent.
+std::optional<std::string> config_token(const nlohmann::json& config, const char* name, const std::string& where);
+/// Its chat template: a string, or the one named "default" in a list; empty if absent.
+std::string config_chat_template(const nlohmann::json& config, const std::string& where);
+
+}  // namespace spear
