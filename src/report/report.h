@@ -1,9 +1,8 @@
 // spear.json in, one self-contained HTML page out: no network, no script, light and dark, any width.
 #pragma once
 
-#include <string>
-
 #include <nlohmann/json.hpp>
+#include <string>
 
 namespace spear {
 
