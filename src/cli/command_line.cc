@@ -74,7 +74,9 @@ CommandLine::CommandLine(const std::string& program, const std::string& purpose)
 CLI::App& CommandLine::add(const std::string& name, const std::string& purpose,
                            const std::vector<std::string>& examples, std::function<int()> action) {
   CLI::App& command = *root_.add_subcommand(name, purpose);
-  std::string footer = "Examples:";
+  command.set_help_all_flag();
+  command.group("Commands");
+  std::string footer = examples.empty() ? "" : "Examples:";
   for (const auto& example : examples) footer += "\n  " + example;
   command.footer(footer);
   command.callback([this, action = std::move(action)] { exit_code_ = action(); });
@@ -88,11 +90,11 @@ int CommandLine::parse(int argc, char** argv) {
       throw usage_error("no command given", "", "see " + root_.get_name() + " --help");
     }
     return exit_code_;
-  } catch (const CLI::ExtrasError&) {
-    throw unexpected_argument(root_);
   } catch (const CLI::Success& help) {
     return root_.exit(help);
   } catch (const CLI::ParseError& error) {
+    // A misspelt option may also make a required one seem missing: name the cause first.
+    if (!root_.remaining(true).empty()) throw unexpected_argument(root_);
     throw usage_error(error.what(), active_command(root_).get_name(), "see " + help_command(root_));
   }
 }
@@ -120,7 +122,7 @@ void add_common_options(CLI::App& command, const std::shared_ptr<CommonOptions>&
   command.add_flag("--json", options->json, "One JSON document on stdout")->group("Output");
   command.add_flag("--quiet", options->quiet, "Print results, warnings and errors only")->group("Output");
   command.add_option("--threads", options->threads, "Threads; all usable cores by default")
-      ->check(CLI::Range(1, 1024))
+      ->check(CLI::Range(1, 1024).description(""))
       ->group("Machine");
 }
 

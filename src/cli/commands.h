@@ -26,11 +26,7 @@ inline constexpr std::array kOfflineCommands = {
     OfflineCommand{"calibrate", "Train compensators for a 4-bit model that exists already"},
 };
 
-/// Lists the offline commands in the help.
-void add_offline_commands(CommandLine& line);
-
-/// Replaces this process by spear-offline when argv[1] is an offline command; returns otherwise.
-/// Throws Error(failed) when that program was not built.
-void run_offline_command(int argc, char** argv);
+/// Each replaces this process by spear-offline with the same arguments; Error(failed) when that was not built.
+void add_offline_commands(CommandLine& line, char** argv);
 
 }  // namespace spear::cli

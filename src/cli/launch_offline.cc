@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -22,17 +21,7 @@ fs::path offline_program() {
   return self.parent_path().parent_path() / "libexec" / "spear" / "spear-offline";
 }
 
-}  // namespace
-
-void add_offline_commands(CommandLine& line) {
-  for (const auto& command : kOfflineCommands) {
-    line.root().add_subcommand(command.name, command.purpose)->group("Commands that need libtorch");
-  }
-}
-
-void run_offline_command(int argc, char** argv) {
-  const auto is_chosen = [&](const OfflineCommand& command) { return std::strcmp(command.name, argv[1]) == 0; };
-  if (argc < 2 || std::none_of(kOfflineCommands.begin(), kOfflineCommands.end(), is_chosen)) return;
+[[noreturn]] int launch(char** argv) {
   const fs::path program = offline_program();
   execv(program.c_str(), argv);
   if (errno == ENOENT) {
@@ -40,6 +29,16 @@ void run_offline_command(int argc, char** argv) {
                  "install libtorch and build with cmake -DSPEAR_OFFLINE=ON (scripts/build does)");
   }
   throw failed(fmt::format("cannot start: {}", std::strerror(errno)), program.string());
+}
+
+}  // namespace
+
+void add_offline_commands(CommandLine& line, char** argv) {
+  for (const auto& command : kOfflineCommands) {
+    CLI::App& app = line.add(command.name, command.purpose, {}, [argv] { return launch(argv); });
+    app.prefix_command()->set_help_flag();  // spear-offline parses the rest, --help included
+    app.group("Commands that need libtorch");
+  }
 }
 
 }  // namespace spear::cli

@@ -3,7 +3,7 @@
 
 int main(int argc, char** argv) {
   spear::cli::CommandLine line("spear", "Gives a 4-bit language model back the quality that quantization took.");
-  spear::cli::add_offline_commands(line);
+  spear::cli::add_offline_commands(line, argv);
   spear::cli::add_generate(line);
   spear::cli::add_eval(line);
   spear::cli::add_inspect(line);

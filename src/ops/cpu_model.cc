@@ -28,6 +28,8 @@ struct CpuModel::State {
 CpuModel::CpuModel(ModelWeights weights, const CpuModelOptions& options)
     : state_(std::make_unique<State>(std::move(weights), options)) {}
 CpuModel::~CpuModel() = default;
+CpuModel::CpuModel(CpuModel&&) noexcept = default;
+CpuModel& CpuModel::operator=(CpuModel&&) noexcept = default;
 
 const ModelConfig& CpuModel::config() const { return state_->weights.config; }
 const ModelWeights& CpuModel::weights() const { return state_->weights; }

@@ -30,6 +30,8 @@ class CpuModel final : public ForwardModel {
   /// Takes the weights over. Throws Error(bad_input) when a tensor's bytes disagree with the config.
   explicit CpuModel(ModelWeights weights, const CpuModelOptions& options = {});
   ~CpuModel() override;
+  CpuModel(CpuModel&&) noexcept;
+  CpuModel& operator=(CpuModel&&) noexcept;
 
   const ModelConfig& config() const override;
   const ModelWeights& weights() const;

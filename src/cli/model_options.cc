@@ -1,0 +1,39 @@
+#include "cli/model_options.h"
+
+#include <chrono>
+
+#include "base/log.h"
+#include "base/progress.h"
+#include "engine/model_summary.h"
+#include "io/model_reader.h"
+
+namespace spear::cli {
+
+void add_model_options(CLI::App& command, const std::shared_ptr<ModelOptions>& options) {
+  command.add_option("--model", options->model, "Hugging Face directory, GGUF file or SPEAR checkpoint")
+      ->type_name("PATH")
+      ->required()
+      ->group("Model");
+  command.add_option("--compensators", options->compensators, "Apply the checkpoint's compensators: on or off")
+      ->check(CLI::IsMember({"on", "off"}).description(""))
+      ->type_name("on|off")
+      ->capture_default_str()
+      ->group("Model");
+}
+
+CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common) {
+  const auto start = std::chrono::steady_clock::now();
+  ModelWeights weights = read_model(path);
+  const ModelSummary summary = summarize(weights);
+  CpuModel model(std::move(weights), {common.threads, compensators});
+  log::info("{}: {} ({:.2f} bits per linear weight{}), loaded in {}; {} with {} threads", path,
+            format_bytes(static_cast<double>(summary.bytes)), summary.bits_per_linear_weight,
+            summary.compensators.empty() ? ""
+            : compensators               ? ", compensators on"
+                                         : ", compensators off",
+            format_duration(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()),
+            model.isa(), model.threads());
+  return model;
+}
+
+}  // namespace spear::cli

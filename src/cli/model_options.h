@@ -1,0 +1,26 @@
+// Options of commands that run a model, and the model itself.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cli/command_line.h"
+#include "ops/cpu_model.h"
+#include "text/tokenizer.h"
+
+namespace spear::cli {
+
+struct ModelOptions {
+  std::string model;
+  std::string compensators = "on";
+};
+
+/// --model and --compensators.
+void add_model_options(CLI::App& command, const std::shared_ptr<ModelOptions>& options);
+
+/// Reads a model for the online plane and says so on stderr.
+CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common);
+
+inline bool wants_compensators(const ModelOptions& options) { return options.compensators == "on"; }
+
+}  // namespace spear::cli
