@@ -1,0 +1,384 @@
+"""Reads a SPEAR checkpoint and runs it in numpy float32: no torch, no C++.
+
+An independent reading of docs/checkpoint.md, meant as a way in for researchers and as an oracle for `spear eval`:
+
+    python -m spear_reader CHECKPOINT --text FILE --context 1024 --windows 20
+
+Needs numpy; `tokenizers` only to tokenize text (--ids takes token ids instead). Also reads plain Hugging Face
+directories of the Llama architecture (F32, F16, BF16).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+LINEARS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)
+DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
+
+
+class CheckpointError(ValueError):
+    """A file that is not what docs/checkpoint.md describes."""
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise CheckpointError(message)
+
+
+# ---------------------------------------------------------------- files
+
+
+def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+@dataclass
+class StoredTensor:
+    dtype: str
+    values: np.ndarray  # BF16 as its bits
+
+    def floats(self) -> np.ndarray:
+        require(self.dtype in ("F32", "F16", "BF16", "F64"), f"{self.dtype} where floating point is needed")
+        return bf16_to_f32(self.values) if self.dtype == "BF16" else self.values.astype(np.float32)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Tensors and __metadata__ of one file; every offset is checked."""
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    require(data.size >= 8, f"{path}: too short for safetensors")
+    length = int(data[:8].view("<u8")[0])
+    require(length <= min(data.size - 8, 100 << 20), f"{path}: the header's length {length} exceeds the file")
+    try:
+        header = json.loads(data[8 : 8 + length].tobytes())
+        metadata = header.pop("__metadata__", {})
+        body, tensors = data[8 + length :], {}
+        for name, entry in header.items():
+            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            require(dtype in DTYPES, f"{path}: {name}: type {dtype!r} is not supported")
+            require(all(isinstance(n, int) and n >= 0 for n in [*shape, begin, end]), f"{path}: {name}: bad shape or offset")
+            size = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+            require(begin <= end <= body.size and end - begin == size, f"{path}: {name}: bytes {begin}..{end} do not fit")
+            tensors[name] = StoredTensor(dtype, body[begin:end].view(DTYPES[dtype]).reshape(shape))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: the header is malformed ({error})") from error
+    return tensors, metadata
+
+
+def read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    require(isinstance(value, dict), f"{path}: not a JSON object")
+    return value
+
+
+class TensorFile:
+    """Tensors of a directory's files, taken by name with the shape that must be there."""
+
+    def __init__(self, paths: list[Path]):
+        self.where = str(paths[0].parent)
+        self.tensors: dict[str, StoredTensor] = {}
+        for path in paths:
+            tensors, self.metadata = read_safetensors(path)
+            self.tensors.update(tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def take(self, name: str, shape: tuple, dtype: str | None = None) -> StoredTensor:
+        require(name in self.tensors, f"{self.where}: tensor {name} is missing")
+        tensor = self.tensors[name]
+        require(tensor.values.shape == shape, f"{self.where}: {name}: shape {tensor.values.shape} instead of {shape}")
+        require(dtype in (None, tensor.dtype), f"{self.where}: {name}: type {tensor.dtype} instead of {dtype}")
+        return tensor
+
+    def floats(self, name: str, shape: tuple, dtype: str | None = None) -> np.ndarray:
+        values = self.take(name, shape, dtype).floats()
+        require(bool(np.isfinite(values).all()), f"{self.where}: {name}: holds NaN or infinity")
+        return values
+
+
+# ---------------------------------------------------------------- 4-bit weights
+
+
+def unpack_nibbles(words: np.ndarray, count: int) -> np.ndarray:
+    """[..., n] 32-bit words -> [..., count] codes 0..15; nibble i of a word is element i."""
+    shifts = np.arange(0, 32, 4, dtype=np.uint32)
+    codes = (words.view(np.uint32)[..., None] >> shifts) & np.uint32(15)
+    return codes.reshape(*words.shape[:-1], -1)[..., :count].astype(np.uint8)
+
+
+@dataclass
+class Scheme:
+    group_size: int = 0  # 0: one scale per row
+    symmetric: bool = True
+
+
+def parse_scheme(config: dict) -> Scheme:
+    quantization = config["quantization_config"]
+    require(quantization.get("quant_method") == "compressed-tensors" and quantization.get("format") == "pack-quantized",
+            "config.json: only compressed-tensors pack-quantized is supported")
+    groups = quantization.get("config_groups")
+    require(isinstance(groups, dict) and len(groups) == 1, "config.json: exactly one group of modules is supported")
+    weights = next(iter(groups.values()))["weights"]
+    require(weights.get("num_bits") == 4 and weights.get("type", "int") == "int", "config.json: only 4-bit integers are supported")
+    strategy, group_size = weights.get("strategy"), weights.get("group_size")
+    require(strategy == "channel" or (strategy == "group" and group_size in (32, 64, 128)),
+            f"config.json: strategy {strategy!r} with group_size {group_size!r} is not supported")
+    return Scheme(group_size if strategy == "group" else 0, weights.get("symmetric", True))
+
+
+def read_weight(file: TensorFile, module: str, out: int, inp: int, scheme: Scheme | None) -> np.ndarray:
+    """[out, in] float32, dequantized if packed."""
+    if f"{module}.weight" in file:
+        return file.floats(f"{module}.weight", (out, inp))
+    require(scheme is not None, f"{file.where}: {module} has no weight")
+    shape = file.take(f"{module}.weight_shape", (2,)).values
+    require(shape.tolist() == [out, inp], f"{file.where}: {module}.weight_shape is {shape.tolist()} instead of {[out, inp]}")
+    group = scheme.group_size or inp
+    groups = -(-inp // group)
+    codes = unpack_nibbles(file.take(f"{module}.weight_packed", (out, -(-inp // 8)), "I32").values, inp)
+    scale = file.floats(f"{module}.weight_scale", (out, groups))
+    zero = np.full((out, groups), 8, np.uint8)
+    if not scheme.symmetric:
+        packed = file.take(f"{module}.weight_zero_point", (-(-out // 8), groups), "I32").values
+        zero = unpack_nibbles(np.ascontiguousarray(packed.T), out).T  # packed along the rows
+    spread = np.arange(inp) // group
+    return (codes.astype(np.float32) - zero.astype(np.float32)[:, spread]) * scale[:, spread]
+
+
+# ---------------------------------------------------------------- compensators
+
+
+@dataclass
+class Compensator:
+    """y += B (g * z): a [rank + gate_rows, in], b [out, rank]; gate (W1, b1, W2, b2) or None for g = 1."""
+
+    rank: int
+    a: np.ndarray
+    b: np.ndarray
+    gate: tuple[np.ndarray, ...] | None
+
+    def gate_values(self, u: np.ndarray) -> np.ndarray:
+        """u [n, rank + gate_rows] -> g [n, rank]."""
+        if self.gate is None:
+            return np.ones((len(u), self.rank), np.float32)
+        w1, b1, w2, b2 = self.gate
+        return 1 + np.tanh(silu(u @ w1.T + b1) @ w2.T + b2)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        u = x @ self.a.T
+        return (self.gate_values(u) * u[:, : self.rank]) @ self.b.T
+
+
+def read_compensators(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[str, Compensator]:
+    """shapes: (out, in) of every linear module by name."""
+    file = TensorFile([path])
+    version, kind = file.metadata.get("format_version"), file.metadata.get("gate")
+    require(version == "1", f"{path}: format version {version!r} is unknown")
+    require(kind in ("none", "mlp"), f"{path}: gate kind {kind!r} is unknown")
+    try:
+        modules = json.loads(file.metadata["modules"])
+        entries = {m: (int(e["rank"]), int(e["gate_rows"]), e.get("a", m)) for m, e in modules.items()}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: metadata 'modules' is malformed ({error})") from error
+    result = {}
+    for module, (rank, gate_rows, holder) in entries.items():
+        require(module in shapes and holder in shapes, f"{path}: {module}: the model has no such module")
+        require(rank >= 1 and gate_rows >= 0, f"{path}: {module}: rank {rank}, gate rows {gate_rows}")
+        (out, inp), rows = shapes[module], rank + gate_rows
+        require(shapes[holder][1] == inp, f"{path}: {module}: shares A with {holder}, which reads another input")
+        part = f"{module}.compensator."
+        a = file.take(f"{holder}.compensator.A", (rows, inp), "I8").values.astype(np.float32)
+        a *= file.floats(f"{holder}.compensator.A_scale", (rows,), "F16")[:, None]
+        b = file.take(part + "B", (out, rank), "I8").values.astype(np.float32)
+        b *= file.floats(part + "B_scale", (rank,), "F16")
+        gate = None
+        if part + "gate.b1" in file:
+            require(kind == "mlp", f"{path}: {module} has a gate in a file without gates")
+            hidden = file.tensors[part + "gate.b1"].values.size
+            gate = (file.floats(part + "gate.W1", (hidden, rows), "BF16"), file.floats(part + "gate.b1", (hidden,), "BF16"),
+                    file.floats(part + "gate.W2", (rank, hidden), "BF16"), file.floats(part + "gate.b2", (rank,), "BF16"))
+        result[module] = Compensator(rank, a, b, gate)
+    return result
+
+
+# ---------------------------------------------------------------- the model
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-x))
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return scores / scores.sum(axis=-1, keepdims=True)
+
+
+class SpearModel:
+    """weights: module name -> [out, in] float32; compensators: module name -> Compensator."""
+
+    def __init__(self, path: str | Path, use_compensators: bool = True):
+        path = Path(path)
+        self.config = config = read_json(path / "config.json")
+        try:
+            self.layers, self.hidden, self.heads = (int(config[k]) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+            self.vocab, intermediate = int(config["vocab_size"]), int(config["intermediate_size"])
+            self.kv_heads = int(config.get("num_key_value_heads") or self.heads)
+            self.head_dim = int(config.get("head_dim") or self.hidden // self.heads)
+            rope = config.get("rope_parameters") or {}
+            self.theta, self.eps = float(rope.get("rope_theta") or config.get("rope_theta", 1e4)), float(config.get("rms_norm_eps", 1e-6))
+            scheme = parse_scheme(config) if "quantization_config" in config else None
+        except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{path / 'config.json'}: missing or malformed field ({error})") from error
+        require(config.get("model_type") == "llama", f"{path}: architecture {config.get('model_type')!r} is not supported")
+        for field in ("rope_scaling", "attention_bias", "mlp_bias"):
+            require(not config.get(field), f"{path}: config.json: {field} is not supported")
+        require(rope.get("rope_type", "default") == "default", f"{path}: config.json: only plain rotary embedding is supported")
+
+        file = TensorFile(self._weight_files(path))
+        q, kv, d = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden
+        kinds = dict(zip(LINEARS, ((q, d), (kv, d), (kv, d), (d, q), (intermediate, d), (intermediate, d), (d, intermediate))))
+        shapes = {f"model.layers.{n}.{kind}": shape for n in range(self.layers) for kind, shape in kinds.items()}
+        self.weights = {module: read_weight(file, module, *shape, scheme) for module, shape in shapes.items()}
+        self.embedding = file.floats("model.embed_tokens.weight", (self.vocab, d))
+        tied = config.get("tie_word_embeddings", False) and "lm_head.weight" not in file
+        self.head = self.embedding if tied else file.floats("lm_head.weight", (self.vocab, d))
+        norms = ["model.norm"] + [f"model.layers.{n}.{k}" for n in range(self.layers) for k in ("input_layernorm", "post_attention_layernorm")]
+        self.gains = {name: file.floats(name + ".weight", (d,)) for name in norms}
+        sidecar = path / "compensators.safetensors"
+        self.compensators = read_compensators(sidecar, shapes) if use_compensators and sidecar.exists() else {}
+
+    @staticmethod
+    def _weight_files(path: Path) -> list[Path]:
+        index = path / "model.safetensors.index.json"
+        if not index.exists():
+            require((path / "model.safetensors").exists(), f"{path}: no model.safetensors")
+            return [path / "model.safetensors"]
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        require(bool(names) and all(Path(n).name == n for n in names), f"{index}: malformed weight_map")
+        return [path / name for name in names]
+
+    def linear(self, module: str, x: np.ndarray) -> np.ndarray:
+        y = x @ self.weights[module].T
+        compensator = self.compensators.get(module)
+        return y if compensator is None else y + compensator(x)
+
+    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(self.eps)) * self.gains[name]
+
+    def rotate(self, x: np.ndarray) -> np.ndarray:
+        """Rotary embedding of [n, heads, head_dim] at positions 0..n-1; the halves of a head form the pairs."""
+        half = self.head_dim // 2
+        angles = np.outer(np.arange(len(x)), self.theta ** (-np.arange(half) / half))
+        cos, sin = (f(angles).astype(np.float32)[:, None, :] for f in (np.cos, np.sin))
+        a, b = x[..., :half], x[..., half:]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+    def attention(self, layer: str, x: np.ndarray) -> np.ndarray:
+        n = len(x)
+        q, k, v = (self.linear(f"{layer}.self_attn.{p}_proj", x).reshape(n, -1, self.head_dim) for p in "qkv")
+        q, k = self.rotate(q), self.rotate(k)
+        mask = np.triu(np.full((n, n), -np.inf, np.float32), 1)
+        out = np.empty_like(q)
+        for head in range(self.heads):
+            kv = head * self.kv_heads // self.heads
+            scores = q[:, head] @ k[:, kv].T / np.float32(math.sqrt(self.head_dim)) + mask
+            out[:, head] = softmax(scores) @ v[:, kv]
+        return self.linear(f"{layer}.self_attn.o_proj", out.reshape(n, -1))
+
+    def hidden_states(self, ids: np.ndarray) -> np.ndarray:
+        """Token ids [n] -> final normalized hidden states [n, hidden_size]."""
+        x = self.embedding[ids]
+        for n in range(self.layers):
+            layer = f"model.layers.{n}"
+            x = x + self.attention(layer, self.norm(f"{layer}.input_layernorm", x))
+            y = self.norm(f"{layer}.post_attention_layernorm", x)
+            y = silu(self.linear(f"{layer}.mlp.gate_proj", y)) * self.linear(f"{layer}.mlp.up_proj", y)
+            x = x + self.linear(f"{layer}.mlp.down_proj", y)
+        return self.norm("model.norm", x)
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """Token ids [n] -> [n, vocab_size]."""
+        return self.hidden_states(ids) @ self.head.T
+
+    def window_nll(self, ids: np.ndarray, rows: int = 512) -> float:
+        """Sum over ids[1:] of -log p(id | those before), in nats."""
+        hidden, total = self.hidden_states(ids), 0.0
+        for begin in range(0, len(ids) - 1, rows):
+            targets = ids[1 + begin : 1 + begin + rows]
+            logits = hidden[begin : begin + len(targets)] @ self.head.T
+            largest = logits.max(axis=-1)
+            sums = np.exp(logits - largest[:, None]).sum(axis=-1, dtype=np.float64)
+            total += float((np.log(sums) + largest - logits[np.arange(len(targets)), targets]).sum())
+        return total
+
+
+def perplexity(model: SpearModel, ids: np.ndarray, context: int, windows: int, progress=None) -> dict:
+    """Over the first `windows` windows of `context` tokens that do not overlap; nothing is added in front."""
+    ids = np.asarray(ids, dtype=np.int64)
+    require(context >= 2 and windows >= 1, "context must be 2 or more, windows 1 or more")
+    require(len(ids) >= context * windows, f"the text has {len(ids)} tokens, {context * windows} are needed")
+    ids = ids[: context * windows].reshape(windows, context)
+    require(bool(((ids >= 0) & (ids < model.vocab)).all()), f"a token id is outside the vocabulary of {model.vocab}")
+    sums = []
+    for window in ids:
+        sums.append(model.window_nll(window))
+        if progress:
+            progress(len(sums), math.exp(sum(sums) / (len(sums) * (context - 1))))
+    tokens = windows * (context - 1)
+    return {"perplexity": math.exp(sum(sums) / tokens), "tokens": tokens, "windows": windows, "context": context, "window_nll": sums}
+
+
+def read_ids(checkpoint: Path, text: str | None, ids: str | None) -> np.ndarray:
+    if ids is not None:
+        return np.load(ids, allow_pickle=False).ravel() if ids.endswith(".npy") else np.array(Path(ids).read_text().split(), dtype=np.int64)
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise CheckpointError("--text needs the package tokenizers (pip install tokenizers); --ids needs nothing") from error
+    tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    return np.array(tokenizer.encode(Path(text).read_bytes().decode("utf-8"), add_special_tokens=False).ids, dtype=np.int64)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="spear_reader", description="Perplexity of a SPEAR checkpoint, in numpy.")
+    parser.add_argument("checkpoint", type=Path)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", help="UTF-8 text")
+    source.add_argument("--ids", help="token ids: .npy, or text separated by white space")
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--windows", type=int, default=20)
+    parser.add_argument("--no-compensators", action="store_true", help="the 4-bit model alone")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    try:
+        ids = read_ids(options.checkpoint, options.text, options.ids)
+        model = SpearModel(options.checkpoint, not options.no_compensators)
+        show = lambda done, so_far: print(f"window {done}/{options.windows}: {so_far:.4f}", file=sys.stderr)
+        result = perplexity(model, ids, options.context, options.windows, show)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    print(json.dumps(result) if options.json else f"perplexity {result['perplexity']:.4f} over {result['tokens']} tokens")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
