@@ -91,6 +91,7 @@ class TensorFile:
     def __init__(self, paths: list[Path]):
         self.where = str(paths[0].parent)
         self.tensors: dict[str, StoredTensor] = {}
+        self.used: set[str] = set()
         for path in paths:
             tensors, self.metadata = read_safetensors(path)
             self.tensors.update(tensors)
@@ -103,6 +104,7 @@ class TensorFile:
         tensor = self.tensors[name]
         require(tensor.values.shape == shape, f"{self.where}: {name}: shape {tensor.values.shape} instead of {shape}")
         require(dtype in (None, tensor.dtype), f"{self.where}: {name}: type {tensor.dtype} instead of {dtype}")
+        self.used.add(name)
         return tensor
 
     def floats(self, name: str, shape: tuple, dtype: str | None = None) -> np.ndarray:
@@ -213,6 +215,8 @@ def read_compensators(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[st
             gate = (file.floats(part + "gate.W1", (hidden, rows), "BF16"), file.floats(part + "gate.b1", (hidden,), "BF16"),
                     file.floats(part + "gate.W2", (rank, hidden), "BF16"), file.floats(part + "gate.b2", (rank,), "BF16"))
         result[module] = Compensator(rank, a, b, gate)
+    for name in file.tensors.keys() - file.used:
+        raise CheckpointError(f"{path}: {name} belongs to no compensator")
     return result
 
 

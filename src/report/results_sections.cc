@@ -55,31 +55,30 @@ void find_gain(const ManifestField& manifest, Findings& findings) {
 }
 
 void find_budget(const ManifestField& manifest, Findings& findings) {
-  const auto fraction = manifest["bytes"]["fraction"].number(),
-             budget = manifest["recipe"]["budget"].is_number() ? manifest["recipe"]["budget"].number() : std::nullopt;
-  if (!fraction || !budget) return;
-  const bool kept = *fraction <= *budget * (1 + 1e-9);
-  findings.push_back({kept, fmt::format("{} of {} allowed for compensators.", html::percent(*fraction, 2),
-                                        html::percent(*budget, 2))});
+  const auto fraction = manifest["bytes"]["fraction"].number();
+  if (!fraction || !manifest["recipe"]["budget"].is_number()) return;
+  const double budget = manifest["recipe"]["budget"].number().value_or(0);
+  const bool kept = *fraction <= budget * (1 + 1e-9);
+  findings.push_back(
+      {kept, fmt::format("{} of {} allowed for compensators.", html::percent(*fraction, 2), html::percent(budget, 2))});
 }
 
 /// A control that is better for no more bytes must not go unsaid.
 void find_better_controls(const ManifestField& manifest, Findings& findings) {
   const auto ours = row_named(manifest, "recovered");
-  const auto kl = ours ? measured((*ours)["kl"]) : std::nullopt;
-  const auto bytes = ours ? (*ours)["bytes"].number() : std::nullopt;
-  if (!kl || !bytes) return;
+  if (!ours || !measured((*ours)["kl"]) || !(*ours)["bytes"].number()) return;
+  const double kl = measured((*ours)["kl"])->value, bytes = (*ours)["bytes"].number().value_or(0);
   int compared = 0, better = 0;
   for (const ManifestField& control : manifest["controls"].items()) {
     const auto control_kl = measured(control["kl"]);
     const auto control_bytes = control["bytes"].number();
     if (!control_kl || !control_bytes || control["ours"].boolean().value_or(false)) continue;
     ++compared;
-    if (control_kl->value >= kl->value || *control_bytes > *bytes) continue;
+    if (control_kl->value >= kl || *control_bytes > bytes) continue;
     ++better;
     findings.push_back(
         {false, fmt::format("The control \u201c{}\u201d is better for no more bytes: KL {} against {}.",
-                            control["name"].text(), html::fixed(control_kl->value, 4), html::fixed(kl->value, 4))});
+                            control["name"].text(), html::fixed(control_kl->value, 4), html::fixed(kl, 4))});
   }
   if (compared > 0 && better == 0) {
     findings.push_back({true, fmt::format("None of {} controls is better for the same bytes or fewer.", compared)});

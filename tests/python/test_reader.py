@@ -292,6 +292,8 @@ class ReaderTest(unittest.TestCase):
             self.expect_refused(pattern)
         write_safetensors(sidecar, checkpoint.sidecar)
         self.expect_refused("version")
+        write_safetensors(sidecar, dict(checkpoint.sidecar, stray=("I8", [1], b"x")), checkpoint.metadata())
+        self.expect_refused("stray belongs to no compensator")
 
     def test_damaged_files_are_refused(self):
         checkpoint = Checkpoint(self.path)
