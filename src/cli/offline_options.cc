@@ -1,0 +1,118 @@
+#include "cli/offline_options.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+
+#include "base/error.h"
+#include "io/model_reader.h"
+
+namespace spear::cli {
+
+double parse_budget(const std::string& text) {
+  double value = 0;
+  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), value);
+  std::string rest(end, text.data() + text.size());
+  std::erase(rest, ' ');
+  if (rest == "%") value /= 100;
+  if (code != std::errc() || (!rest.empty() && rest != "%") || !(value >= 0 && value <= 0.2)) {
+    throw usage_error(fmt::format("'{}' is no share between 0 and 20 %", text), "--budget", "use e.g. --budget 1% (or 0 for none)");
+  }
+  return value;
+}
+
+void OfflineOptions::add_model(CLI::App& command, const std::string& help) {
+  command.add_option("--model,--reference", model, help)->required();
+  add_common_options(command, common);
+}
+
+void OfflineOptions::add_reference(CLI::App& command) {
+  command.add_option("--reference", model, "full-precision parent: GGUF file or Hugging Face directory")->required();
+  add_common_options(command, common);
+}
+
+void OfflineOptions::add_backbone(CLI::App& command, bool as_model) {
+  if (as_model) {
+    command.add_option("--model,--backbone", backbone, "4-bit checkpoint (compressed-tensors)")->required();
+    quantizer = "rtn";
+  } else {
+    command.add_option("--backbone", backbone, "4-bit checkpoint whose codes stay as they are");
+  }
+}
+
+void OfflineOptions::add_output(CLI::App& command) {
+  command.add_option("--out", out, "directory to write")->required();
+  command.add_flag("--force", force, "replace an existing output");
+  command.add_flag("--resume", resume, "continue an interrupted run");
+  add_workspace(command);
+}
+
+void OfflineOptions::add_workspace(CLI::App& command) {
+  command.add_option("--workspace", workspace, "folder for intermediate results, kept and shared between runs");
+}
+
+void OfflineOptions::add_recipe(CLI::App& command) {
+  command.add_option("--preset", preset, "quick, standard or thorough")->capture_default_str()->group("Recipe");
+  command.add_option("--scheme", scheme, "w4-channel-sym, w4-channel-asym, w4-g128-sym, ...")->capture_default_str()->group("Recipe");
+  command.add_option("--quantizer", quantizer, "rtn, clip, gptq or tuned")->capture_default_str()->group("Recipe");
+  command.add_option("--tune", tune, "what trains beside the compensators: none, scales or codes")->group("Recipe");
+  command.add_option("--budget", budget, "bytes of all compensators, as a share of the model's")->capture_default_str()->group("Recipe");
+  command.add_option("--placement", placement, "damage, uniform or random")->group("Recipe");
+  command.add_option("--gate", gate_hidden, "hidden width of the gates; 0: static compensators")->group("Recipe");
+  command.add_option("--gate-rows", gate_rows, "further projections of the input that only the gate sees")->group("Recipe");
+  command.add_flag("--separate-a", separate_a, "no A shared by modules that read the same input")->group("Recipe");
+  command.add_option("--wide-rank", wide_rank, "train this rank first, then truncate to the placement and retrain")->group("Recipe");
+  command.add_option("--steps", steps, "training steps instead of the preset's")->check(CLI::Range(0, 1000000))->group("Recipe");
+  command.add_option("--sample-sequences", sample_sequences, "sampled sequences instead of the preset's")->check(CLI::Range(8, 1000000))->group("Recipe");
+  command.add_option("--calibration", calibration, "own text for half of the calibration sequences")->group("Recipe");
+  command.add_option("--seed", seed, "seed of everything random")->capture_default_str()->group("Recipe");
+}
+
+void OfflineOptions::add_measure(CLI::App& command) {
+  command.add_option("--text", text, "text to measure on before and after; default: held-out samples")->group("Measure");
+  command.add_option("--context", context, "tokens per window of the text")->capture_default_str()->group("Measure");
+  command.add_option("--windows", windows, "windows of the text, 0: all")->capture_default_str()->group("Measure");
+}
+
+RecoverOptions OfflineOptions::resolve() const {
+  RecoverOptions options;
+  options.reference = model;
+  options.backbone = backbone;
+  options.out = out;
+  options.workspace = workspace.empty() && out.empty() ? std::filesystem::temp_directory_path() / "spear-diagnose" : std::filesystem::path(workspace);
+  options.text = text;
+  options.calibration = calibration;
+  options.context = context;
+  options.windows = windows;
+  options.force = force;
+  options.resume = resume;
+  options.command = command_line;
+  Recipe& recipe = options.recipe;
+  recipe = preset_recipe(preset);
+  recipe.scheme = parse_scheme(scheme);
+  set_quantizer(recipe, quantizer);
+  if (!backbone.empty()) {
+    set_quantizer(recipe, "rtn");
+    recipe.tune = Tune::none;
+    if (kind_of_model(backbone) != ModelKind::checkpoint) {
+      throw bad_input("not a 4-bit checkpoint", backbone, "pass a compressed-tensors directory, or use recover without --backbone");
+    }
+  }
+  if (!tune.empty()) recipe.tune = parse_tune(tune);
+  if (!backbone.empty() && recipe.tune == Tune::codes) {
+    throw usage_error("a backbone's codes stay as they are", "--tune codes", "use --tune none or scales");
+  }
+  recipe.budget = parse_budget(budget);
+  recipe.seed = recipe.samples.seed = recipe.train.seed = seed;
+  if (!placement.empty()) recipe.placement = parse_placement(placement);
+  if (gate_hidden) recipe.gate_hidden = *gate_hidden;
+  if (gate_rows) recipe.gate_rows = *gate_rows;
+  if (wide_rank) recipe.wide_rank = *wide_rank;
+  if (separate_a) recipe.share_a = false;
+  if (steps) recipe.train.steps = *steps;
+  if (sample_sequences) recipe.samples.sequences = *sample_sequences;
+  recipe.held_out_sequences = std::min(recipe.held_out_sequences, recipe.samples.sequences / 4);
+  return options;
+}
+
+}  // namespace spear::cli

@@ -1,0 +1,128 @@
+#include "quant/quantized_linear.h"
+
+#include <limits>
+
+#include "base/error.h"
+#include "torch/torch_tensors.h"
+
+namespace spear {
+namespace {
+
+torch::Tensor f16_rounded(const torch::Tensor& tensor) { return tensor.to(torch::kFloat16).to(torch::kFloat32); }
+
+/// [out, in] -> [out, groups, group_size]; groups need not divide the width: the last one is padded with zeros.
+torch::Tensor grouped(const torch::Tensor& weight, const W4Scheme& scheme) {
+  const std::int64_t out = weight.size(0), in = weight.size(1);
+  if (scheme.group_size == 0) return weight.unsqueeze(1);
+  const std::int64_t groups = (in + scheme.group_size - 1) / scheme.group_size;
+  return torch::constant_pad_nd(weight, {0, groups * scheme.group_size - in}).view({out, groups, scheme.group_size});
+}
+
+struct Grid {
+  torch::Tensor scales, zeros;  ///< [out, groups]
+};
+
+/// Symmetric grid whose code -8 stands at `shrink` times the weight of largest magnitude, whatever that weight's sign.
+Grid signed_grid_for(const torch::Tensor& groups, double shrink) {
+  const auto largest = groups.gather(-1, groups.abs().argmax(-1, true)).squeeze(-1);
+  const auto scales = f16_rounded(largest * (shrink / -8.0));
+  return {torch::where(scales.abs() < 6e-8, torch::full_like(scales, 6e-8), scales), torch::full_like(scales, 8.0)};
+}
+
+/// The grid whose range is `shrink` times that of the weights.
+Grid grid_for(const torch::Tensor& groups, const W4Scheme& scheme, double shrink) {
+  constexpr double kSmallest = 6e-8;  // smallest f16 above zero: all-zero rows keep a scale that is not zero
+  Grid grid;
+  if (scheme.symmetric) {
+    grid.scales = f16_rounded((groups.abs().amax(-1) * (shrink / 7.0)).clamp_min(kSmallest));
+    grid.zeros = torch::full_like(grid.scales, 8.0);
+  } else {
+    const auto low = groups.amin(-1).clamp_max(0) * shrink, high = groups.amax(-1).clamp_min(0) * shrink;
+    grid.scales = f16_rounded(((high - low) / 15.0).clamp_min(kSmallest));
+    grid.zeros = torch::round(-low / grid.scales).clamp(0, 15);
+  }
+  return grid;
+}
+
+}  // namespace
+
+torch::Tensor expand_groups(const torch::Tensor& per_group, std::int64_t in_features, const W4Scheme& scheme) {
+  if (scheme.group_size == 0) return per_group;  // broadcasts over the row
+  return per_group.repeat_interleave(scheme.group_size, 1).narrow(1, 0, in_features);
+}
+
+torch::Tensor QuantizedLinear::dequantize() const {
+  return (codes - expand_groups(zeros, codes.size(1), scheme)) * expand_groups(scales, codes.size(1), scheme);
+}
+
+W4Matrix QuantizedLinear::pack() const {
+  const auto bytes = [](const torch::Tensor& t) { return t.detach().to(torch::kCPU, torch::kUInt8).contiguous(); };
+  const auto span = [](const torch::Tensor& t) {
+    return std::span<const std::uint8_t>(t.data_ptr<std::uint8_t>(), static_cast<std::size_t>(t.numel()));
+  };
+  const auto c = bytes(codes), z = bytes(zeros);
+  return pack_w4(codes.size(0), codes.size(1), scheme, span(c), f16_bits(scales),
+                 scheme.symmetric ? std::span<const std::uint8_t>{} : span(z));
+}
+
+QuantizedLinear unpack(const W4Matrix& matrix, torch::Device device) {
+  QuantizedLinear q;
+  q.scheme = matrix.scheme;
+  auto codes = torch::empty({matrix.rows, matrix.cols}, torch::kFloat32);
+  auto* out = codes.data_ptr<float>();
+  for (std::int64_t row = 0; row < matrix.rows; ++row) {
+    for (std::int64_t col = 0; col < matrix.cols; ++col) *out++ = static_cast<float>(matrix.code(row, col));
+  }
+  auto scales = torch::empty({matrix.rows, matrix.groups()}, torch::kFloat32);
+  auto zeros = torch::empty_like(scales);
+  for (std::int64_t row = 0; row < matrix.rows; ++row) {
+    for (std::int64_t group = 0; group < matrix.groups(); ++group) {
+      scales.data_ptr<float>()[row * matrix.groups() + group] = matrix.scale(row, group);
+      zeros.data_ptr<float>()[row * matrix.groups() + group] = static_cast<float>(matrix.zero(row, group));
+    }
+  }
+  q.codes = codes.to(device);
+  q.scales = scales.to(device);
+  q.zeros = zeros.to(device);
+  return q;
+}
+
+QuantizedLinear round_to_grid(const torch::Tensor& weight, const W4Scheme& scheme, torch::Tensor scales, torch::Tensor zeros) {
+  const std::int64_t in = weight.size(1);
+  auto codes = torch::round(weight / expand_groups(scales, in, scheme) + expand_groups(zeros, in, scheme)).clamp(0, 15);
+  return {scheme, codes, std::move(scales), std::move(zeros)};
+}
+
+QuantizedLinear quantize_rtn(const torch::Tensor& weight, const W4Scheme& scheme) {
+  const Grid grid = grid_for(grouped(weight, scheme), scheme, 1.0);
+  return round_to_grid(weight, scheme, grid.scales, grid.zeros);
+}
+
+QuantizedLinear quantize_clip(const torch::Tensor& weight, const W4Scheme& scheme, const torch::Tensor& importance) {
+  const auto groups = grouped(weight, scheme);
+  const auto weights = grouped(importance.to(torch::kFloat32).unsqueeze(0), scheme);  // [1, groups, size]
+  torch::Tensor best_error;
+  Grid best;
+  const auto consider = [&](const Grid& grid) {
+    const auto s = grid.scales.unsqueeze(-1), z = grid.zeros.unsqueeze(-1);
+    const auto error = ((((torch::round(groups / s + z).clamp(0, 15) - z) * s - groups).square()) * weights).sum(-1);
+    if (!best_error.defined()) {
+      best_error = error;
+      best = grid;
+      return;
+    }
+    const auto better = error < best_error;
+    best_error = torch::where(better, error, best_error);
+    best.scales = torch::where(better, grid.scales, best.scales);
+    best.zeros = torch::where(better, grid.zeros, best.zeros);
+  };
+  // Range factors 1.05 .. 0.40; above 1 because the largest code on the negative side is -8.
+  for (int step = 0; step <= 26; ++step) {
+    const double shrink = 1.05 - 0.025 * step;
+    consider(grid_for(groups, scheme, shrink));
+    if (scheme.symmetric) consider(signed_grid_for(groups, shrink));
+  }
+  return round_to_grid(weight, scheme, best.scales, best.zeros);
+}
+
+}  // namespace spear

@@ -1,0 +1,111 @@
+#include "recover/code_step.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "quant/quantized_linear.h"
+#include "tensor/dtype.h"
+#include "tensor/vector_math.h"
+
+namespace spear {
+namespace {
+
+constexpr float kLowest = -0.49F, kHighest = 15.49F;
+
+inline __attribute__((always_inline)) std::uint16_t to_bf16(float v) {
+  const auto bits = std::bit_cast<std::uint32_t>(v);
+  return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
+}
+
+SPEAR_VECTOR_CLONES void write_run(std::int64_t n, const float* latent, float scale, float zero, std::uint16_t* weight) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float code = std::min(std::max(std::floor(latent[i] + 0.5F), 0.0F), 15.0F);
+    weight[i] = to_bf16((code - zero) * scale);
+  }
+}
+
+SPEAR_VECTOR_CLONES void adam_run(std::int64_t n, float* latent, float* moment, float* second, const std::uint16_t* gradient,
+                                  float sign, float rate, float beta1, float beta2, float correct2) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float g = bf16_to_f32(gradient[i]) * sign;
+    const float m = beta1 * moment[i] + (1.0F - beta1) * g;
+    const float v = beta2 * second[i] + (1.0F - beta2) * g * g;
+    moment[i] = m;
+    second[i] = v;
+    const float moved = latent[i] - rate * m / (std::sqrt(v * correct2) + 1e-12F);
+    latent[i] = std::min(std::max(moved, kLowest), kHighest);
+  }
+}
+
+/// Calls body(row, group, first column, count) for every run of columns that share a scale.
+template <class Body>
+void for_each_run(std::int64_t rows, std::int64_t cols, const W4Scheme& scheme, Body&& body) {
+  const std::int64_t width = scheme.group_size == 0 ? cols : scheme.group_size;
+  at::parallel_for(0, rows, 8, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (std::int64_t col = 0, group = 0; col < cols; col += width, ++group) body(row, group, col, std::min(width, cols - col));
+    }
+  });
+}
+
+bool fused(const torch::Tensor& tensor) { return tensor.is_cpu() && tensor.scalar_type() == torch::kBFloat16; }
+
+std::uint16_t* bf16_data(const torch::Tensor& tensor) { return static_cast<std::uint16_t*>(tensor.data_ptr()); }
+
+}  // namespace
+
+torch::Tensor nearest_codes(const torch::Tensor& latent) { return torch::floor(latent + 0.5).clamp_(0, 15); }
+
+void write_weight(const LatentWeight& latent, const torch::Tensor& scales, torch::Tensor& weight) {
+  torch::NoGradGuard no_grad;
+  const std::int64_t rows = latent.latent.size(0), cols = latent.latent.size(1), groups = scales.size(1);
+  if (!fused(weight)) {
+    weight.copy_((nearest_codes(latent.latent) - expand_groups(latent.zeros, cols, latent.scheme)) *
+                 expand_groups(scales, cols, latent.scheme));
+    return;
+  }
+  const float *from = latent.latent.data_ptr<float>(), *s = scales.data_ptr<float>(), *z = latent.zeros.data_ptr<float>();
+  std::uint16_t* to = bf16_data(weight);
+  for_each_run(rows, cols, latent.scheme, [=](std::int64_t row, std::int64_t group, std::int64_t col, std::int64_t count) {
+    const std::int64_t at = row * cols + col;
+    write_run(count, from + at, s[row * groups + group], z[row * groups + group], to + at);
+  });
+}
+
+void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::Tensor& weight_gradient, const CodeStep& step) {
+  torch::NoGradGuard no_grad;
+  const std::int64_t rows = latent.latent.size(0), cols = latent.latent.size(1), groups = scales.size(1);
+  const double correct1 = 1 - std::pow(step.beta1, step.step), correct2 = 1 / (1 - std::pow(step.beta2, step.step));
+  if (!fused(weight_gradient)) {
+    const auto g = weight_gradient.to(torch::kFloat32) * expand_groups(scales, cols, latent.scheme).sign();
+    latent.moment.mul_(step.beta1).add_(g, 1 - step.beta1);
+    latent.second.mul_(step.beta2).addcmul_(g, g, 1 - step.beta2);
+    latent.latent.addcdiv_(latent.moment, (latent.second * correct2).sqrt_().add_(1e-12), -step.learning_rate / correct1);
+    latent.latent.clamp_(kLowest, kHighest);
+    return;
+  }
+  float *position = latent.latent.data_ptr<float>(), *m = latent.moment.data_ptr<float>(), *v = latent.second.data_ptr<float>();
+  const float* s = scales.data_ptr<float>();
+  const std::uint16_t* g = bf16_data(weight_gradient);
+  const auto rate = static_cast<float>(step.learning_rate / correct1);
+  for_each_run(rows, cols, latent.scheme, [&](std::int64_t row, std::int64_t group, std::int64_t col, std::int64_t count) {
+    const std::int64_t at = row * cols + col;
+    const float sign = s[row * groups + group] < 0 ? -1.0F : 1.0F;
+    adam_run(count, position + at, m + at, v + at, g + at, sign, rate, static_cast<float>(step.beta1),
+             static_cast<float>(step.beta2), static_cast<float>(correct2));
+  });
+}
+
+torch::Tensor log_scale_gradient(const torch::Tensor& weight_gradient, const torch::Tensor& weight, const W4Scheme& scheme) {
+  torch::NoGradGuard no_grad;
+  auto product = weight_gradient.to(torch::kFloat32) * weight.to(torch::kFloat32);
+  if (scheme.group_size == 0) return product.sum(1, true);
+  const std::int64_t cols = product.size(1), groups = (cols + scheme.group_size - 1) / scheme.group_size;
+  return torch::constant_pad_nd(product, {0, groups * scheme.group_size - cols})
+      .view({product.size(0), groups, scheme.group_size})
+      .sum(-1);
+}
+
+}  // namespace spear

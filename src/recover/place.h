@@ -1,0 +1,50 @@
+// Which modules get a compensator, and of what rank, under the byte budget.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <vector>
+
+#include "recover/trainable.h"
+
+namespace spear {
+
+enum class Placement {
+  damage,   ///< water-filling of squared whitened singular values × damage ÷ bytes
+  uniform,  ///< the same rank everywhere, as high as the budget allows, the rest one rank by module order
+  random,   ///< ranks handed out one by one at random
+};
+Placement parse_placement(std::string_view text);  ///< Throws Error(usage) naming the valid ones.
+const char* name(Placement placement);
+
+/// A place where a compensator may go: one module, or the modules that share an input and so one A.
+struct PlacementSite {
+  std::vector<ModuleId> members;
+  std::int64_t in_features = 0, out_features = 0;  ///< out: summed over the members
+  double damage = 0;                               ///< summed over the members
+  std::vector<double> singular_values;             ///< whitened, of the stacked error, falling
+};
+
+struct PlacementOptions {
+  Placement placement = Placement::uniform;
+  std::int64_t budget_bytes = 0;
+  std::int64_t max_rank = 16;
+  std::int64_t gate_hidden = 0;  ///< 0: no gate
+  std::int64_t gate_rows = 0;
+  std::uint64_t seed = 0;
+};
+
+/// Bytes of a compensator of this rank at this site: int8 factors, f16 scales, bf16 gate per member.
+std::int64_t site_bytes(const PlacementSite& site, std::int64_t rank, std::int64_t gate_hidden, std::int64_t gate_rows);
+
+/// Sites of a model: per input group when `share_a`, else per module. Damage and singular values are left at zero.
+std::vector<PlacementSite> placement_sites(const ModelConfig& config, bool share_a);
+
+/// One shape per site with rank > 0. The bytes never exceed the budget.
+std::vector<CompensatorShape> place(const std::vector<PlacementSite>& sites, const PlacementOptions& options);
+
+/// The manifest's "placement": policy, ranks by ModuleId, shared A.
+nlohmann::json placement_json(const std::vector<CompensatorShape>& shapes, const PlacementOptions& options, int modules, bool share_a);
+
+}  // namespace spear

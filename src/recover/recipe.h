@@ -1,0 +1,52 @@
+// Every choice of a recovery in one value; presets fill it, flags change it, the manifest keeps it.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include "quant/model_quantizer.h"
+#include "recover/closed_form.h"
+#include "recover/diagnose.h"
+#include "recover/place.h"
+#include "recover/sample.h"
+#include "recover/train.h"
+
+namespace spear {
+
+struct Recipe {
+  std::string preset = "quick";
+  W4Scheme scheme;
+  std::string quantizer = "tuned";  ///< rtn, clip, gptq, or tuned (gptq, then codes trained)
+  Tune tune = Tune::codes;
+  double budget = 0.01;             ///< share of the base bytes (design §2); 0: no compensators
+  std::uint64_t seed = 0;
+
+  SampleOptions samples;
+  std::int64_t held_out_sequences = 16;
+  std::int64_t quantizer_sequences = 64, quantizer_length = 256;  ///< what GPTQ and the closed form look at
+  DiagnoseOptions diagnose;
+  Placement placement = Placement::uniform;
+  bool share_a = true;
+  std::int64_t gate_hidden = 8, gate_rows = 0;
+  std::int64_t max_rank = 16;
+  std::int64_t wide_rank = 0;  ///< > 0: train this uniform rank first, truncate to the placement, retrain
+  TrainOptions train;
+  std::string evaluation_text = "held-out samples";  ///< for the plan only
+};
+
+/// "quick", "standard", "thorough"; throws Error(usage) naming the valid ones.
+Recipe preset_recipe(std::string_view preset);
+
+Tune parse_tune(std::string_view text);  ///< "none", "scales", "codes"
+const char* name(Tune tune);
+/// "rtn", "clip", "gptq", "tuned"; sets the matching default of `tune`.
+void set_quantizer(Recipe& recipe, std::string_view quantizer);
+Quantizer base_quantizer(const Recipe& recipe);
+
+nlohmann::json to_json(const Recipe& recipe);
+
+/// What the preset is expected to take on two cores for a model of `parameters` parameters, one line per stage.
+std::string describe_plan(const Recipe& recipe, std::int64_t parameters);
+
+}  // namespace spear

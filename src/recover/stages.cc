@@ -1,0 +1,248 @@
+#include "recover/stages.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/progress.h"
+#include "io/model_reader.h"
+#include "text/chat_template.h"
+#include "torch/torch_tensors.h"
+
+namespace spear {
+namespace {
+
+constexpr int kStageVersion = 1;  ///< raised when a stage's result changes for the same inputs
+
+Tensor int_tensor(Shape shape, const std::vector<std::int32_t>& values) {
+  Tensor tensor(DType::i32, std::move(shape));
+  std::copy(values.begin(), values.end(), tensor.mutable_as<std::int32_t>().begin());
+  return tensor;
+}
+
+Tensor bf16_host(const torch::Tensor& tensor) {
+  Tensor out(DType::bf16, tensor.sizes().vec());
+  const auto bits = bf16_bits(tensor);
+  std::copy(bits.begin(), bits.end(), out.mutable_as<std::uint16_t>().begin());
+  return out;
+}
+
+/// A quantized model as tensors of a workspace file, and back.
+void put(TensorMap& map, const std::string& name, const QuantizedLinear& q) {
+  map.emplace(name + ".codes", to_host(q.codes).to(DType::bf16));
+  map.emplace(name + ".scales", to_host(q.scales));
+  map.emplace(name + ".zeros", to_host(q.zeros));
+}
+
+QuantizedLinear get(const TensorMap& map, const std::string& name, const W4Scheme& scheme, torch::Device device) {
+  return {scheme, to_torch(map.at(name + ".codes")).to(device), to_torch(map.at(name + ".scales")).to(device),
+          to_torch(map.at(name + ".zeros")).to(device)};
+}
+
+torch::Tensor reference_weight(const ModelWeights& weights, ModuleId id, torch::Device device) {
+  return std::visit([](const auto& w) { return to_torch(w); }, weights.linear(id).weight).to(device);
+}
+
+}  // namespace
+
+std::string model_sha256(const std::filesystem::path& model) {
+  if (!std::filesystem::is_directory(model)) return sha256_file(model);
+  std::vector<std::string> hashes;
+  for (const auto& entry : std::filesystem::directory_iterator(model)) {
+    if (entry.path().extension() == ".safetensors" || entry.path().filename() == "config.json") {
+      hashes.push_back(entry.path().filename().string() + " " + sha256_file(entry.path()));
+    }
+  }
+  std::sort(hashes.begin(), hashes.end());
+  return sha256_hex(fmt::format("{}", fmt::join(hashes, "\n")));
+}
+
+Stages::Stages(const RecoverOptions& options)
+    : options_(options),
+      workspace_(options.workspace),
+      reference_(read_model(options.reference)),
+      reference_sha256_(model_sha256(options.reference)),
+      tokenizer_(load_tokenizer(options.reference)),
+      device_(default_device()) {
+  if (options.backbone.empty()) return;
+  backbone_ = read_model(options.backbone);
+  backbone_sha256_ = model_sha256(options.backbone);
+  for (int index = 0; index < module_count(reference_.config); ++index) {
+    const ModuleId id{index};
+    if (index >= module_count(backbone_->config) || !std::holds_alternative<W4Matrix>(backbone_->linear(id).weight)) {
+      throw bad_input("the backbone is not a 4-bit model of the reference's shape", options.backbone.string() + ": " + id.name(),
+                      "pass a checkpoint whose linears are all packed 4-bit");
+    }
+  }
+}
+
+nlohmann::json Stages::input_key() const {
+  return {{"version", kStageVersion}, {"reference", reference_sha256_}, {"backbone", backbone_sha256_}, {"device", device_.str()}};
+}
+
+nlohmann::json Stages::sample_key() const {
+  const auto& s = options_.recipe.samples;
+  return {{"version", kStageVersion}, {"reference", reference_sha256_}, {"device", device_.str()}, {"sequences", s.sequences},
+          {"length", s.length},       {"batch", s.batch},               {"seed", s.seed},
+          {"calibration", options_.calibration.empty() ? "" : sha256_file(options_.calibration)}};
+}
+
+nlohmann::json Stages::quantize_key() const {
+  const Recipe& r = options_.recipe;
+  nlohmann::json key = {{"input", input_key()}, {"scheme", to_string(r.scheme)}, {"quantizer", static_cast<int>(base_quantizer(r))}};
+  if (base_quantizer(r) != Quantizer::rtn) {
+    key["samples"] = sample_key();
+    key["sequences"] = r.quantizer_sequences;
+    key["length"] = r.quantizer_length;
+  }
+  return key;
+}
+
+TorchModel& Stages::reference_model() {
+  if (!model_) model_ = std::make_unique<TorchModel>(reference_, device_, torch::kBFloat16);
+  return *model_;
+}
+
+const CalibrationSet& Stages::samples() {
+  if (samples_) return *samples_;
+  const auto& want = options_.recipe.samples;
+  CalibrationSet set{want.sequences, want.length, options_.recipe.held_out_sequences, {}};
+  const auto key = sample_key();
+  if (const auto kept = workspace_.load("samples", key)) {
+    const auto tokens = kept->tensors.at("tokens").as<std::int32_t>();
+    set.tokens.assign(tokens.begin(), tokens.end());
+  }
+  if (static_cast<std::int64_t>(set.tokens.size()) < want.sequences * want.length) {
+    SampleOpenings openings;
+    openings.separator = tokenizer_.token_id("<|endoftext|>").value_or(tokenizer_.named().bos.value_or(tokenizer_.named().eos.value_or(0)));
+    openings.chat = tokenizer_.encode(chat_opening(tokenizer_.chat_template(), tokenizer_.template_tokens()), {.parse_special = true});
+    openings.plain = [this](std::int32_t id) { return id < tokenizer_.vocab_size() && !tokenizer_.is_special(id); };
+    const auto keep = [&](std::span<const std::int32_t> tokens) {
+      const auto rows = static_cast<std::int64_t>(tokens.size()) / want.length;
+      workspace_.save("samples", key, {{"tokens", int_tensor({rows, want.length}, {tokens.begin(), tokens.end()})}});
+    };
+    set.tokens = timed("sample", [&] { return sample_sequences(reference_model(), openings, want, std::move(set.tokens), keep); });
+  }
+  if (!options_.calibration.empty()) {
+    const auto text = tokenizer_.encode(read_text_file(options_.calibration));
+    const std::int64_t rows = std::min(want.sequences / 2, static_cast<std::int64_t>(text.size()) / want.length);
+    if (rows == 0) throw bad_input(fmt::format("{} tokens are fewer than one sequence of {}", text.size(), want.length), options_.calibration.string());
+    // Every other sequence, so that both kinds are among the held-out ones.
+    for (std::int64_t row = 0; row < rows; ++row) {
+      std::copy_n(text.begin() + row * want.length, want.length, set.tokens.begin() + 2 * row * want.length);
+    }
+  }
+  samples_ = std::move(set);
+  return *samples_;
+}
+
+const torch::Tensor& Stages::states() {
+  if (states_.defined()) return states_;
+  const auto& set = samples();
+  if (const auto kept = workspace_.load("states", sample_key())) {
+    const auto& tensor = kept->tensors.at("states");
+    states_ = torch::empty(tensor.shape(), torch::kBFloat16);
+    std::copy(tensor.bytes().begin(), tensor.bytes().end(), static_cast<std::byte*>(states_.data_ptr()));
+  } else {
+    states_ = timed("reference states", [&] { return reference_states(reference_model(), set); });
+    workspace_.save("states", sample_key(), {{"states", bf16_host(states_)}});
+  }
+  if (device_.is_cuda()) states_ = states_.to(device_);
+  return states_;
+}
+
+const std::vector<QuantizedLinear>& Stages::rtn() {
+  if (!rtn_) {
+    torch::NoGradGuard no_grad;
+    rtn_.emplace();
+    for (int index = 0; index < module_count(reference_.config); ++index) {
+      rtn_->push_back(quantize_rtn(reference_weight(reference_, ModuleId{index}, device_), options_.recipe.scheme));
+    }
+  }
+  return *rtn_;
+}
+
+torch::Tensor Stages::quantizer_tokens() {
+  const auto& set = samples();
+  const std::int64_t length = std::min(options_.recipe.quantizer_length, set.length);
+  const std::int64_t rows = std::min(options_.recipe.quantizer_sequences, set.train_sequences());
+  return reference_model().token_tensor({set.rows(0, rows), rows, set.length}).narrow(1, 0, length).contiguous();
+}
+
+const ModelQuantization& Stages::quantized() {
+  if (quantized_) return *quantized_;
+  quantized_.emplace();
+  const int modules = module_count(reference_.config);
+  if (backbone_) {
+    for (int index = 0; index < modules; ++index) {
+      quantized_->linears.push_back(unpack(std::get<W4Matrix>(backbone_->linear(ModuleId{index}).weight), device_));
+    }
+    return *quantized_;
+  }
+  if (base_quantizer(options_.recipe) == Quantizer::rtn) {
+    quantized_->linears = rtn();
+    return *quantized_;
+  }
+  const auto key = quantize_key();
+  if (const auto kept = workspace_.load("quantized", key)) {
+    for (int index = 0; index < modules; ++index) {
+      const std::string name = ModuleId{index}.name();
+      quantized_->linears.push_back(get(kept->tensors, name, options_.recipe.scheme, device_));
+      if (kept->tensors.contains(name + ".before")) quantized_->before_rounding.push_back(to_torch(kept->tensors.at(name + ".before")).to(device_));
+    }
+    return *quantized_;
+  }
+  const auto tokens = quantizer_tokens();
+  drop_reference_model();
+  TorchModel model(reference_, device_, torch::kBFloat16);
+  QuantizeOptions how{base_quantizer(options_.recipe), options_.recipe.scheme, {}, true};
+  *quantized_ = timed("quantize", [&] { return quantize_model(model, how, tokens); });
+  TensorMap file;
+  for (int index = 0; index < modules; ++index) {
+    const auto i = static_cast<std::size_t>(index);
+    const std::string name = ModuleId{index}.name();
+    put(file, name, quantized_->linears[i]);
+    if (!quantized_->before_rounding.empty()) file.emplace(name + ".before", to_host(quantized_->before_rounding[i]));
+  }
+  workspace_.save("quantized", key, file);
+  return *quantized_;
+}
+
+const Damage& Stages::damage() {
+  if (damage_) return *damage_;
+  const DiagnoseOptions& how = options_.recipe.diagnose;
+  const nlohmann::json key = {{"quantized", quantize_key()}, {"samples", sample_key()},       {"sequences", how.sequences},
+                              {"length", how.length},        {"restore", how.restore_one},    {"kl", how.delta_kl}};
+  if (const auto kept = workspace_.load_json("damage", key)) {
+    const auto read = [&](const char* field) { return kept->value(field, std::vector<double>{}); };
+    damage_ = Damage{read("cka"), read("delta_kl"), read("restore_cka"), read("restore_kl"), read("fisher"), kept->at("noise_floor")};
+    return *damage_;
+  }
+  const auto& set = samples();
+  const auto& linears = quantized().linears;
+  const std::int64_t first = set.train_sequences(), rows = std::min(how.sequences, set.held_out);
+  auto& model = reference_model();
+  const auto tokens = model.token_tensor({set.rows(first, rows), rows, set.length}).narrow(1, 0, std::min(how.length, set.length)).contiguous();
+  DiagnoseOptions exact = how;
+  exact.length = tokens.size(1);
+  damage_ = timed("diagnose", [&] { return diagnose(model, linears, tokens, exact); });
+  workspace_.save_json("damage", key,
+                       {{"cka", damage_->cka}, {"delta_kl", damage_->delta_kl}, {"restore_cka", damage_->restore_cka},
+                        {"restore_kl", damage_->restore_kl}, {"fisher", damage_->fisher}, {"noise_floor", damage_->noise_floor}});
+  return *damage_;
+}
+
+ModelWeights Stages::with_linears(const std::vector<QuantizedLinear>& linears) const {
+  ModelWeights out = reference_;
+  for (std::size_t i = 0; i < linears.size(); ++i) {
+    auto& module = out.linear(ModuleId{static_cast<int>(i)});
+    module.weight = linears[i].pack();
+    module.compensator.reset();
+  }
+  return out;
+}
+
+}  // namespace spear

@@ -1,0 +1,99 @@
+// The stages of a recovery over one workspace: each is computed once, kept, and found again.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "recover/pipeline.h"
+#include "recover/workspace.h"
+#include "text/tokenizer.h"
+
+namespace spear {
+
+struct StageTime {
+  std::string name;
+  double seconds = 0;
+};
+
+/// What calibration leaves behind.
+struct Calibrated {
+  ModelWeights weights;
+  TrainResult train;
+  std::vector<CompensatorShape> shapes;
+  nlohmann::json placement, gates;
+  std::string whitening;  ///< which closed form won
+};
+
+class Stages {
+ public:
+  /// Reads reference and tokenizer; the reference stays in host memory.
+  explicit Stages(const RecoverOptions& options);
+
+  const ModelWeights& reference() const { return reference_; }
+  const std::string& reference_sha256() const { return reference_sha256_; }
+  const Tokenizer& tokenizer() const { return tokenizer_; }
+  torch::Device device() const { return device_; }
+  const std::vector<StageTime>& times() const { return times_; }
+
+  const CalibrationSet& samples();
+  const torch::Tensor& states();  ///< of the reference over samples(), bfloat16
+  const std::vector<QuantizedLinear>& rtn();
+  const ModelQuantization& quantized();
+  const Damage& damage();
+  Calibrated calibrate();
+
+  /// A model of the reference's weights in bfloat16; made when first asked for.
+  TorchModel& reference_model();
+  void drop_reference_model() { model_.reset(); }
+  /// Reference weights with these linears packed into them.
+  ModelWeights with_linears(const std::vector<QuantizedLinear>& linears) const;
+
+  /// Runs `body` and notes its time under `name`.
+  template <class Body>
+  auto timed(const std::string& name, Body&& body) {
+    const auto start = std::chrono::steady_clock::now();
+    auto result = body();
+    times_.push_back({name, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()});
+    return result;
+  }
+
+  Workspace& workspace() { return workspace_; }
+  nlohmann::json input_key() const;  ///< identifies reference and backbone
+
+ private:
+  nlohmann::json sample_key() const;
+  nlohmann::json quantize_key() const;
+  torch::Tensor quantizer_tokens();
+  std::vector<CompensatorShape> choose_shapes(const std::vector<torch::Tensor>& moments, nlohmann::json& placement);
+  std::vector<CompensatorStart> starts(const std::vector<CompensatorShape>& shapes, const std::vector<torch::Tensor>& moments, Whitening whitening);
+  std::vector<torch::Tensor> latents();
+  TorchModel quantized_model();
+  std::vector<CompensatorStart> best_start(const std::vector<CompensatorShape>& shapes, const std::vector<torch::Tensor>& moments, std::string& whitening);
+  TrainResult run_training(TorchModel& model, TrainableModel& trainable, const nlohmann::json& key);
+
+  RecoverOptions options_;
+  Workspace workspace_;
+  ModelWeights reference_;
+  std::string reference_sha256_, backbone_sha256_;
+  std::optional<ModelWeights> backbone_;
+  Tokenizer tokenizer_;
+  torch::Device device_;
+  std::unique_ptr<TorchModel> model_;
+  std::optional<CalibrationSet> samples_;
+  torch::Tensor states_;
+  std::optional<std::vector<QuantizedLinear>> rtn_;
+  std::optional<ModelQuantization> quantized_;
+  std::optional<Damage> damage_;
+  std::vector<StageTime> times_;
+};
+
+/// SHA-256 of a model: of the file, or of the weight files of a directory together.
+std::string model_sha256(const std::filesystem::path& model);
+
+/// Mean, deviation and range of g over tokens [sequences, length], per module with a gate.
+nlohmann::json gate_statistics(TorchModel& model, const torch::Tensor& tokens);
+
+}  // namespace spear

@@ -1,0 +1,201 @@
+#include "torch/fused_ops.h"
+
+#include <ATen/Parallel.h>
+
+#include "torch/fused_cpu.h"
+
+namespace spear {
+namespace {
+
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+using torch::autograd::Variable;
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+/// Calls body.operator()<float>() or <uint16_t>() by the tensor's type.
+template <class Body>
+void by_type(const Tensor& tensor, Body&& body) {
+  if (tensor.scalar_type() == torch::kBFloat16) {
+    body(std::uint16_t{});
+  } else {
+    TORCH_CHECK(tensor.scalar_type() == torch::kFloat32, "fused op on ", tensor.scalar_type());
+    body(float{});
+  }
+}
+
+class RmsNorm : public torch::autograd::Function<RmsNorm> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& gain, double eps, torch::ScalarType type) {
+    const std::int64_t rows = x.size(0), n = x.size(1);
+    Tensor out = torch::empty({rows, n}, x.options().dtype(type)), inverse = torch::empty({rows}, x.options());
+    const Tensor input = x.contiguous();
+    by_type(out, [&](auto tag) {
+      using T = decltype(tag);
+      at::parallel_for(0, rows, 16, [&](std::int64_t begin, std::int64_t end) {
+        fused::rms_norm_forward<T>(end - begin, n, static_cast<float>(eps), data<float>(input) + begin * n,
+                                   data<float>(gain), data<T>(out) + begin * n, data<float>(inverse) + begin);
+      });
+    });
+    ctx->save_for_backward({input, gain, inverse});
+    return out;
+  }
+
+  static tensor_list backward(AutogradContext* ctx, tensor_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &gain = saved[1], &inverse = saved[2];
+    const std::int64_t rows = x.size(0), n = x.size(1);
+    const Tensor dy = grads[0].contiguous();
+    Tensor dx = torch::empty_like(x);
+    const bool want_gain = ctx->needs_input_grad(1);
+    // Partial sums per fixed block of rows: the result does not depend on the number of threads.
+    constexpr std::int64_t kBlock = 256;
+    const std::int64_t blocks = (rows + kBlock - 1) / kBlock;
+    Tensor dgain = want_gain ? torch::zeros({blocks, n}, x.options()) : Tensor();
+    by_type(dy, [&](auto tag) {
+      using T = decltype(tag);
+      at::parallel_for(0, blocks, 1, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t block = first; block < last; ++block) {
+          const std::int64_t begin = block * kBlock, count = std::min(kBlock, rows - begin);
+          fused::rms_norm_backward<T>(count, n, data<float>(x) + begin * n, data<float>(gain), data<float>(inverse) + begin,
+                                      data<T>(dy) + begin * n, data<float>(dx) + begin * n,
+                                      want_gain ? data<float>(dgain) + block * n : nullptr);
+        }
+      });
+    });
+    return {dx, want_gain ? dgain.sum(0) : Tensor(), Tensor(), Tensor()};
+  }
+};
+
+class SwiGlu : public torch::autograd::Function<SwiGlu> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
+    Tensor out = torch::empty_like(gate);
+    const Tensor g = gate.contiguous(), u = up.contiguous();
+    by_type(out, [&](auto tag) {
+      using T = decltype(tag);
+      at::parallel_for(0, out.numel(), 1 << 14, [&](std::int64_t begin, std::int64_t end) {
+        fused::swiglu_forward<T>(end - begin, data<T>(g) + begin, data<T>(u) + begin, data<T>(out) + begin);
+      });
+    });
+    ctx->save_for_backward({g, u});
+    return out;
+  }
+
+  static tensor_list backward(AutogradContext* ctx, tensor_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor dy = grads[0].contiguous();
+    Tensor dgate = torch::empty_like(saved[0]), dup = torch::empty_like(saved[1]);
+    by_type(dy, [&](auto tag) {
+      using T = decltype(tag);
+      at::parallel_for(0, dy.numel(), 1 << 14, [&](std::int64_t begin, std::int64_t end) {
+        fused::swiglu_backward<T>(end - begin, data<T>(saved[0]) + begin, data<T>(saved[1]) + begin, data<T>(dy) + begin,
+                                  data<T>(dgate) + begin, data<T>(dup) + begin);
+      });
+    });
+    return {dgate, dup};
+  }
+};
+
+class Rotate : public torch::autograd::Function<Rotate> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& cos, const Tensor& sin) {
+    ctx->save_for_backward({cos, sin});
+    return apply_rotation(x.contiguous(), cos, sin, false);
+  }
+
+  static tensor_list backward(AutogradContext* ctx, tensor_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    return {apply_rotation(grads[0].contiguous(), saved[0], saved[1], true), Tensor(), Tensor()};
+  }
+
+ private:
+  static Tensor apply_rotation(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inverse) {
+    const std::int64_t batch = x.size(0), dim = x.size(3);
+    const std::int64_t heads = x.size(inverse ? 1 : 2), length = x.size(inverse ? 2 : 1);
+    Tensor out = torch::empty({batch, x.size(2), x.size(1), dim}, x.options());
+    by_type(x, [&](auto tag) {
+      using T = decltype(tag);
+      at::parallel_for(0, batch, 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+          const std::int64_t offset = i * length * heads * dim;
+          fused::rotate<T>(length, heads, dim, data<float>(cos), data<float>(sin), inverse, data<T>(x) + offset,
+                           data<T>(out) + offset);
+        }
+      });
+    });
+    return out;
+  }
+};
+
+/// Queries of one causal block see keys up to the block's end; what lies beyond is never computed.
+constexpr std::int64_t kQueryBlock = 128;
+
+}  // namespace
+
+Tensor rms_norm(const Tensor& x, const Tensor& gain, double eps, torch::ScalarType out_type) {
+  if (x.is_cpu()) return RmsNorm::apply(x, gain.contiguous(), eps, out_type);
+  return (x * torch::rsqrt(x.square().mean(-1, true) + eps) * gain).to(out_type);
+}
+
+Tensor swiglu(const Tensor& gate, const Tensor& up) {
+  if (gate.is_cpu()) return SwiGlu::apply(gate, up);
+  return torch::silu(gate) * up;
+}
+
+Tensor rotate_heads(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+  if (x.is_cpu()) return Rotate::apply(x, cos.contiguous(), sin.contiguous());
+  const auto f = x.to(torch::kFloat32).transpose(1, 2);
+  const auto halves = f.chunk(2, -1);
+  return torch::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1).to(x.scalar_type());
+}
+
+Tensor causal_attention(const Tensor& query, const Tensor& key, const Tensor& value) {
+  const std::int64_t batch = query.size(0), heads = query.size(1), length = query.size(2), dim = query.size(3);
+  const std::int64_t kv_heads = key.size(1), keys = key.size(2), groups = heads / kv_heads;
+  const std::int64_t past = keys - length;
+  const auto q = (query * (1.0 / std::sqrt(static_cast<double>(dim)))).view({batch * kv_heads, groups, length, dim});
+  const auto k = key.reshape({batch * kv_heads, keys, dim});
+  const auto v = value.reshape({batch * kv_heads, keys, dim});
+  std::vector<Tensor> blocks;
+  for (std::int64_t begin = 0; begin < length; begin += kQueryBlock) {
+    const std::int64_t count = std::min(kQueryBlock, length - begin), seen = past + begin + count;
+    auto scores = torch::bmm(q.narrow(2, begin, count).reshape({batch * kv_heads, groups * count, dim}),
+                             k.narrow(1, 0, seen).transpose(1, 2));
+    if (count > 1) {
+      const auto mask = torch::full({count, count}, -std::numeric_limits<double>::infinity(), scores.options()).triu(1);
+      scores.view({batch * kv_heads, groups, count, seen}).narrow(3, seen - count, count).add_(mask);
+    }
+    blocks.push_back(torch::bmm(torch::softmax(scores, -1), v.narrow(1, 0, seen)).view({batch, heads, count, dim}));
+  }
+  const auto out = blocks.size() == 1 ? blocks[0] : torch::cat(blocks, 2);
+  return out.transpose(1, 2).reshape({batch * length, heads * dim});
+}
+
+double kl_rows_with_gradient(Tensor& student_logits, const Tensor& teacher_logits) {
+  torch::NoGradGuard no_grad;
+  if (!student_logits.is_cpu()) {
+    const auto log_s = torch::log_softmax(student_logits, -1), log_t = torch::log_softmax(teacher_logits, -1);
+    const auto p_t = log_t.exp();
+    const auto kl = (p_t * (log_t - log_s)).sum(torch::kFloat64);
+    student_logits.copy_(log_s.exp() - p_t);
+    return kl.item<double>();
+  }
+  const std::int64_t rows = student_logits.size(0), vocab = student_logits.size(1);
+  std::vector<double> kl(static_cast<std::size_t>(rows));
+  at::parallel_for(0, rows, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      kl[static_cast<std::size_t>(row)] =
+          fused::kl_row(vocab, data<float>(student_logits) + row * vocab, data<float>(teacher_logits) + row * vocab);
+    }
+  });
+  double sum = 0;
+  for (const double value : kl) sum += value;
+  return sum;
+}
+
+}  // namespace spear

@@ -1,0 +1,38 @@
+#include "torch/torch_tensors.h"
+
+namespace spear {
+namespace {
+
+std::vector<std::uint16_t> bits_of(const torch::Tensor& tensor, torch::ScalarType type) {
+  const auto host = tensor.detach().to(torch::kCPU, type).contiguous();
+  const auto* data = static_cast<const std::uint16_t*>(host.data_ptr());
+  return {data, data + host.numel()};
+}
+
+}  // namespace
+
+torch::Tensor to_torch(const Tensor& tensor) {
+  const auto values = tensor.to_floats();
+  return torch::from_blob(const_cast<float*>(values.data()), tensor.shape(), torch::kFloat32).clone();
+}
+
+torch::Tensor to_torch(const W4Matrix& matrix) {
+  const auto values = matrix.dequantize();
+  return torch::from_blob(const_cast<float*>(values.data()), {matrix.rows, matrix.cols}, torch::kFloat32).clone();
+}
+
+Tensor to_host(const torch::Tensor& tensor) {
+  const auto host = tensor.detach().to(torch::kCPU, torch::kFloat32).contiguous();
+  return Tensor::from_floats(host.sizes().vec(), {host.data_ptr<float>(), static_cast<std::size_t>(host.numel())});
+}
+
+std::vector<std::uint16_t> f16_bits(const torch::Tensor& tensor) { return bits_of(tensor, torch::kFloat16); }
+std::vector<std::uint16_t> bf16_bits(const torch::Tensor& tensor) { return bits_of(tensor, torch::kBFloat16); }
+
+torch::Tensor round_to_f16(const torch::Tensor& tensor) {
+  return tensor + (tensor.detach().to(torch::kFloat16).to(torch::kFloat32) - tensor.detach());
+}
+
+torch::Device default_device() { return torch::cuda::is_available() ? torch::kCUDA : torch::kCPU; }
+
+}  // namespace spear

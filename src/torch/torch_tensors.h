@@ -1,0 +1,29 @@
+// Between host tensors of this project and libtorch.
+#pragma once
+
+#include <torch/torch.h>
+
+#include "compensator/compensator.h"
+#include "tensor/tensor.h"
+#include "tensor/w4.h"
+
+namespace spear {
+
+/// Copy of a floating-point host tensor as float32.
+torch::Tensor to_torch(const Tensor& tensor);
+/// Dequantized float32 [rows, cols].
+torch::Tensor to_torch(const W4Matrix& matrix);
+/// Copy in host memory, f32.
+Tensor to_host(const torch::Tensor& tensor);
+
+/// f16 bits of a float tensor, flattened; the value that a file will hold.
+std::vector<std::uint16_t> f16_bits(const torch::Tensor& tensor);
+std::vector<std::uint16_t> bf16_bits(const torch::Tensor& tensor);
+
+/// Rounded to what f16 can hold, as float32; gradients pass straight through.
+torch::Tensor round_to_f16(const torch::Tensor& tensor);
+
+/// GPU if libtorch has one, else the CPU.
+torch::Device default_device();
+
+}  // namespace spear
