@@ -154,6 +154,11 @@ class CompensatorReader {
     result.b = to_vector<std::int8_t>(take(id, "B", {result.out_features, entry.rank}, DType::i8));
     result.b_scales = to_vector<std::uint16_t>(take(id, "B_scale", {entry.rank}, DType::f16));
     result.gate = take_gate(id, entry);
+    try {
+      result.validate();
+    } catch (const Error& error) {
+      throw bad_input(error.problem(), where_ + ": " + id.name(), kRemedy);
+    }
     return result;
   }
 

@@ -88,6 +88,7 @@ void expect_same_linear(const LinearModule& a, const LinearModule& b, const std:
 }  // namespace
 
 void write_raw(const std::filesystem::path& path, std::string_view bytes) {
+  std::filesystem::remove(path);  // truncating an existing file makes some file systems flush it
   std::ofstream(path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
