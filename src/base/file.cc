@@ -77,7 +77,8 @@ std::string read_text_file(const fs::path& path, std::size_t max_bytes) {
   return text;
 }
 
-OutputFile::OutputFile(fs::path path) : path_(std::move(path)), temporary_(path_.string() + fmt::format(".tmp{}", getpid())) {
+OutputFile::OutputFile(fs::path path)
+    : path_(std::move(path)), temporary_(path_.string() + fmt::format(".tmp{}", getpid())) {
   fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd_ < 0) throw write_error(path_, errno);
 }

@@ -67,7 +67,8 @@ ModelWeights take_weights(TensorMap tensors, const HfConfig& config, const std::
 /// Embedding and head at min(as shipped, 8 bit). A checkpoint remembers how the original was shipped.
 std::int64_t embedding_budget(const ModelWeights& weights, const json& manifest) {
   const std::int64_t int8_bytes = int8_matrix_bytes(weights.config.vocab_size, weights.config.hidden_size);
-  std::int64_t bytes = std::min<std::int64_t>(int8_bytes, static_cast<std::int64_t>(weights.embed_tokens.bytes().size()));
+  std::int64_t bytes =
+      std::min<std::int64_t>(int8_bytes, static_cast<std::int64_t>(weights.embed_tokens.bytes().size()));
   if (!weights.lm_head.empty()) {
     bytes += std::min<std::int64_t>(int8_bytes, static_cast<std::int64_t>(weights.lm_head.bytes().size()));
   }
@@ -81,7 +82,8 @@ const json& manifest_files(const json& manifest, const std::string& where) {
   const auto found = manifest.find("files");
   if (found == manifest.end()) return kNone;
   for (const json& hash : *found) {
-    if (!found->is_object() || !hash.is_string()) throw bad_input("'files' does not map names to hashes", where, "the file is damaged");
+    if (!found->is_object() || !hash.is_string())
+      throw bad_input("'files' does not map names to hashes", where, "the file is damaged");
   }
   return *found;
 }
@@ -93,9 +95,10 @@ nlohmann::json read_manifest(const fs::path& directory) {
   json manifest = read_json_object(path);
   const auto schema = manifest.find("schema");
   if (schema == manifest.end() || *schema != kManifestSchema) {
-    throw bad_input(fmt::format("schema {} is unknown (this program knows {})",
-                                schema == manifest.end() ? "(none)" : printable(schema->dump(-1, ' ', true)), kManifestSchema),
-                    path.string(), "use a newer SPEAR");
+    throw bad_input(
+        fmt::format("schema {} is unknown (this program knows {})",
+                    schema == manifest.end() ? "(none)" : printable(schema->dump(-1, ' ', true)), kManifestSchema),
+        path.string(), "use a newer SPEAR");
   }
   manifest_files(manifest, path.string());
   return manifest;
@@ -110,7 +113,8 @@ ModelWeights read_checkpoint(const fs::path& directory) {
   if (fs::exists(compensators)) {
     read_compensators(compensators, weights);
   } else if (manifest_files(manifest, directory.string()).contains(compensators.filename().string())) {
-    throw bad_input("the file is missing, but spear.json lists it", compensators.string(), "copy the whole checkpoint directory");
+    throw bad_input("the file is missing, but spear.json lists it", compensators.string(),
+                    "copy the whole checkpoint directory");
   }
   weights.embedding_budget_bytes = embedding_budget(weights, manifest);
   weights.validate(directory.string());
@@ -122,13 +126,13 @@ void verify_checkpoint(const fs::path& directory) {
   for (const auto& [name, hash] : manifest_files(manifest, directory.string()).items()) {
     const fs::path path = directory / name;
     if (name.empty() || fs::path(name).filename() != name) {
-      throw bad_input(fmt::format("'{}' is not the name of a file beside it", printable(name)), (directory / "spear.json").string(),
-                      "the file is damaged");
+      throw bad_input(fmt::format("'{}' is not the name of a file beside it", printable(name)),
+                      (directory / "spear.json").string(), "the file is damaged");
     }
     const std::string found = sha256_file(path);
     if (found != hash.get<std::string>()) {
-      throw bad_input(fmt::format("SHA-256 is {}, spear.json says {}", found, printable(hash.get<std::string>())), path.string(),
-                      "the file was changed or damaged; get the checkpoint again");
+      throw bad_input(fmt::format("SHA-256 is {}, spear.json says {}", found, printable(hash.get<std::string>())),
+                      path.string(), "the file was changed or damaged; get the checkpoint again");
     }
   }
 }

@@ -23,7 +23,8 @@ using nlohmann::json;
 Tensor store_embedding(const Tensor& tensor) {
   if (tensor.dtype() != DType::f32) return tensor;
   const auto values = tensor.as<float>();
-  const bool fits = std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(f16_to_f32(f32_to_f16(v))); });
+  const bool fits =
+      std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(f16_to_f32(f32_to_f16(v))); });
   return tensor.to(fits ? DType::f16 : DType::bf16);
 }
 
@@ -43,7 +44,8 @@ std::pair<std::optional<W4Scheme>, std::vector<std::string>> survey_linears(cons
     if (packed == nullptr) {
       dense.push_back(ModuleId{index}.name());
     } else if (scheme.value_or(packed->scheme) != packed->scheme) {
-      throw failed(fmt::format("scheme {} beside {}: a checkpoint has one scheme", to_string(packed->scheme), to_string(*scheme)),
+      throw failed(fmt::format("scheme {} beside {}: a checkpoint has one scheme", to_string(packed->scheme),
+                               to_string(*scheme)),
                    ModuleId{index}.name());
     } else {
       scheme = packed->scheme;
@@ -79,13 +81,15 @@ TensorMap stored_tensors(const ModelWeights& weights, bool quantized) {
 
 bool any_compensator(const ModelWeights& weights) {
   return std::any_of(weights.layers.begin(), weights.layers.end(), [](const LayerWeights& layer) {
-    return std::any_of(layer.linears.begin(), layer.linears.end(), [](const LinearModule& module) { return module.compensator.has_value(); });
+    return std::any_of(layer.linears.begin(), layer.linears.end(),
+                       [](const LinearModule& module) { return module.compensator.has_value(); });
   });
 }
 
 }  // namespace
 
-void write_checkpoint(const fs::path& directory, const ModelWeights& weights, const CheckpointFiles& files, json manifest) {
+void write_checkpoint(const fs::path& directory, const ModelWeights& weights, const CheckpointFiles& files,
+                      json manifest) {
   weights.validate("the model to be written");
   const auto [scheme, dense] = survey_linears(weights);
   json hashes = json::object();

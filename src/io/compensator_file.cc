@@ -77,7 +77,8 @@ class CompensatorReader {
       weights_.linear(id).compensator = take_compensator(id, parse_entry(id, fields));
     }
     if (!file_.tensors.empty()) {
-      throw bad_input(fmt::format("tensor '{}' belongs to no compensator", printable(file_.tensors.begin()->first)), where_, kRemedy);
+      throw bad_input(fmt::format("tensor '{}' belongs to no compensator", printable(file_.tensors.begin()->first)),
+                      where_, kRemedy);
     }
   }
 
@@ -92,12 +93,13 @@ class CompensatorReader {
 
   void check_version() const {
     if (const auto& version = metadata("format_version"); version != kFormatVersion) {
-      throw bad_input(fmt::format("compensator format version '{}' is unknown (this program knows {})", printable(version), kFormatVersion),
+      throw bad_input(fmt::format("compensator format version '{}' is unknown (this program knows {})",
+                                  printable(version), kFormatVersion),
                       where_, "use a newer SPEAR");
     }
     if (const auto& gate = metadata("gate"); gate != "none" && gate != "mlp") {
-      throw bad_input(fmt::format("gate kind '{}' is unknown (this program knows none and mlp)", printable(gate)), where_,
-                      "use a newer SPEAR");
+      throw bad_input(fmt::format("gate kind '{}' is unknown (this program knows none and mlp)", printable(gate)),
+                      where_, "use a newer SPEAR");
     }
   }
 
@@ -120,7 +122,8 @@ class CompensatorReader {
     ModuleEntry entry{count("rank", 1), count("gate_rows", 0), id};
     if (const auto a = fields.find("a"); a != fields.end()) {
       const auto siblings = input_siblings(id);
-      const auto holder = std::find_if(siblings.begin(), siblings.end(), [&](ModuleId other) { return *a == other.name(); });
+      const auto holder =
+          std::find_if(siblings.begin(), siblings.end(), [&](ModuleId other) { return *a == other.name(); });
       if (holder == siblings.end()) throw bad_input("'a' names no module that reads the same input", where, kRemedy);
       entry.holder = *holder;
     }
@@ -166,7 +169,8 @@ class CompensatorReader {
     CompensatorGate gate;
     const auto b1 = file_.tensors.find(part(id, "gate.b1"));
     if (b1 == file_.tensors.end()) return gate;
-    if (metadata("gate") == "none") throw bad_input("a gate in a file of gate kind 'none'", where_ + ": " + id.name(), kRemedy);
+    if (metadata("gate") == "none")
+      throw bad_input("a gate in a file of gate kind 'none'", where_ + ": " + id.name(), kRemedy);
     if (b1->second.shape().size() != 1 || b1->second.dim(0) < 1) {
       throw bad_input(fmt::format("shape {}", to_string(b1->second.shape())), where_ + ": " + b1->first, kRemedy);
     }
@@ -211,8 +215,9 @@ void write_compensators(const std::filesystem::path& path, const ModelWeights& w
     gated = gated || compensator->gate.hidden > 0;
     modules[id.name()] = {{"rank", compensator->rank}, {"gate_rows", compensator->gate_rows}, {"a", holder.name()}};
   }
-  write_safetensors(path, tensors,
-                    {{"format_version", kFormatVersion}, {"gate", gated ? "mlp" : "none"}, {"modules", modules.dump()}});
+  write_safetensors(
+      path, tensors,
+      {{"format_version", kFormatVersion}, {"gate", gated ? "mlp" : "none"}, {"modules", modules.dump()}});
 }
 
 void read_compensators(const std::filesystem::path& path, ModelWeights& weights) {

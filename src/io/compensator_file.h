@@ -7,11 +7,13 @@
 
 namespace spear {
 
-/// Writes every compensator of `weights`. Throws Error(failed) when an A is shared by modules that read different inputs.
+/// Writes every compensator of `weights`. Throws Error(failed) when an A is shared by modules that read different
+/// inputs.
 void write_compensators(const std::filesystem::path& path, const ModelWeights& weights);
 
-/// Attaches the file's compensators to the modules of `weights`, whose config is set. Throws Error(bad_input) on an unknown
-/// format version or gate kind, on a module that does not exist, on shapes that disagree, and on tensors left over.
+/// Attaches the file's compensators to the modules of `weights`, whose config is set. Throws Error(bad_input) on an
+/// unknown format version or gate kind, on a module that does not exist, on shapes that disagree, and on tensors left
+/// over.
 void read_compensators(const std::filesystem::path& path, ModelWeights& weights);
 
 }  // namespace spear

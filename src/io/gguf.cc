@@ -20,18 +20,26 @@ T load(const std::byte* bytes) {
 
 std::optional<std::int64_t> decode_integer(std::uint32_t type, const std::byte* bytes) {
   switch (type) {
-    case kU8: return load<std::uint8_t>(bytes);
-    case kI8: return load<std::int8_t>(bytes);
-    case kU16: return load<std::uint16_t>(bytes);
-    case kI16: return load<std::int16_t>(bytes);
-    case kU32: return load<std::uint32_t>(bytes);
-    case kI32: return load<std::int32_t>(bytes);
-    case kI64: return load<std::int64_t>(bytes);
+    case kU8:
+      return load<std::uint8_t>(bytes);
+    case kI8:
+      return load<std::int8_t>(bytes);
+    case kU16:
+      return load<std::uint16_t>(bytes);
+    case kI16:
+      return load<std::int16_t>(bytes);
+    case kU32:
+      return load<std::uint32_t>(bytes);
+    case kI32:
+      return load<std::int32_t>(bytes);
+    case kI64:
+      return load<std::int64_t>(bytes);
     case kU64: {
       const auto value = load<std::uint64_t>(bytes);
       return value <= std::uint64_t{INT64_MAX} ? std::optional(static_cast<std::int64_t>(value)) : std::nullopt;
     }
-    default: return std::nullopt;
+    default:
+      return std::nullopt;
   }
 }
 

@@ -12,14 +12,23 @@
 namespace spear {
 namespace {
 
-constexpr std::array<const char*, kLinearsPerLayer> kGgufLinearNames = {
-    "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"};
+constexpr std::array<const char*, kLinearsPerLayer> kGgufLinearNames = {"attn_q",   "attn_k", "attn_v",  "attn_output",
+                                                                        "ffn_gate", "ffn_up", "ffn_down"};
 
 /// Keys under "llama." that are honoured. Any other could change results, so it is refused by name.
-const std::set<std::string, std::less<>> kKnownKeys = {
-    "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
-    "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "attention.key_length", "attention.value_length",
-    "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "vocab_size"};
+const std::set<std::string, std::less<>> kKnownKeys = {"block_count",
+                                                       "context_length",
+                                                       "embedding_length",
+                                                       "feed_forward_length",
+                                                       "attention.head_count",
+                                                       "attention.head_count_kv",
+                                                       "attention.layer_norm_rms_epsilon",
+                                                       "attention.key_length",
+                                                       "attention.value_length",
+                                                       "rope.freq_base",
+                                                       "rope.dimension_count",
+                                                       "rope.scaling.type",
+                                                       "vocab_size"};
 
 void check_keys(const GgufFile& file) {
   const auto architecture = file.text("general.architecture").value_or("");
@@ -28,7 +37,8 @@ void check_keys(const GgufFile& file) {
                     "use a model of the llama architecture");
   }
   if (file.integer("split.count").value_or(1) > 1) {
-    throw bad_input("the model is split over several files, which is not supported", file.where(), "merge it into one file");
+    throw bad_input("the model is split over several files, which is not supported", file.where(),
+                    "merge it into one file");
   }
   for (const auto& key : file.keys()) {
     if (key.starts_with("llama.") && !kKnownKeys.contains(std::string_view(key).substr(6))) {
@@ -42,7 +52,8 @@ void check_keys(const GgufFile& file) {
   }
 }
 
-/// Undoes the converter's permutation for interleaved rotary pairs: within a head, stored row 2j + i is row i * half + j.
+/// Undoes the converter's permutation for interleaved rotary pairs: within a head, stored row 2j + i is row i * half +
+/// j.
 Tensor unpermute_heads(const Tensor& stored, std::int64_t head_dim) {
   Tensor result(DType::f32, stored.shape());
   const auto cols = static_cast<std::size_t>(stored.dim(1));
@@ -67,8 +78,8 @@ class TensorReader {
   Tensor read(const std::string& name, const Shape& shape) {
     const GgufTensor& tensor = file_.tensor(name);
     if (tensor.shape != shape) {
-      throw bad_input(fmt::format("shape {} instead of {}", to_string(tensor.shape), to_string(shape)), file_.where() + ": " + name,
-                      "the file is damaged");
+      throw bad_input(fmt::format("shape {} instead of {}", to_string(tensor.shape), to_string(shape)),
+                      file_.where() + ": " + name, "the file is damaged");
     }
     read_.insert(name);
     return file_.dequantize(name);
@@ -89,7 +100,8 @@ class TensorReader {
 };
 
 std::int64_t budget_bytes(const GgufFile& file, const char* name, const ModelConfig& config) {
-  return std::min(static_cast<std::int64_t>(file.tensor(name).bytes.size()), int8_matrix_bytes(config.vocab_size, config.hidden_size));
+  return std::min(static_cast<std::int64_t>(file.tensor(name).bytes.size()),
+                  int8_matrix_bytes(config.vocab_size, config.hidden_size));
 }
 
 }  // namespace
@@ -115,14 +127,15 @@ ModelConfig read_gguf_config(const GgufFile& file) {
   config.head_dim = file.integer(key("attention.key_length")).value_or(config.hidden_size / heads);
   for (const char* name : {"attention.value_length", "rope.dimension_count"}) {
     if (const auto size = file.integer(key(name)); size && *size != config.head_dim) {
-      throw bad_input(fmt::format("{} = {} differs from the head size {}, which is not supported", key(name), *size, config.head_dim),
+      throw bad_input(fmt::format("{} = {} differs from the head size {}, which is not supported", key(name), *size,
+                                  config.head_dim),
                       file.where(), "use a model whose heads are rotated whole");
     }
   }
   config.vocab_size = file.tensor("token_embd.weight").shape.front();
   if (const auto size = file.integer(key("vocab_size")); size && *size != config.vocab_size) {
-    throw bad_input(fmt::format("llama.vocab_size = {}, but the embedding has {} rows", *size, config.vocab_size), file.where(),
-                    "the file is damaged");
+    throw bad_input(fmt::format("llama.vocab_size = {}, but the embedding has {} rows", *size, config.vocab_size),
+                    file.where(), "the file is damaged");
   }
   config.tie_word_embeddings = !file.tensors().contains("output.weight");
   config.bos_token_id = file.integer("tokenizer.ggml.bos_token_id").value_or(-1);
@@ -156,7 +169,8 @@ ModelWeights read_gguf_weights(const GgufFile& file) {
     target.post_attention_layernorm = reader.read(tensor_name("ffn_norm"), gain);
     for (std::size_t i = 0; i < kGgufLinearNames.size(); ++i) {
       const auto kind = static_cast<LinearKind>(i);
-      Tensor weight = reader.read(tensor_name(kGgufLinearNames[i]), {out_features(config, kind), in_features(config, kind)});
+      Tensor weight =
+          reader.read(tensor_name(kGgufLinearNames[i]), {out_features(config, kind), in_features(config, kind)});
       const bool rotated = kind == LinearKind::q_proj || kind == LinearKind::k_proj;
       target.linears[i].weight = rotated ? unpermute_heads(weight, config.head_dim) : std::move(weight);
     }

@@ -24,8 +24,9 @@ class Cursor {
 
   std::span<const std::byte> take(std::uint64_t count, const std::string& what) {
     if (count > file_.size() - position_) {
-      throw bad_input(fmt::format("{} at byte {} needs {} bytes, {} are left", what, position_, count,
-                                  file_.size() - position_), where_, kDamaged);
+      throw bad_input(
+          fmt::format("{} at byte {} needs {} bytes, {} are left", what, position_, count, file_.size() - position_),
+          where_, kDamaged);
     }
     const auto result = file_.subspan(position_, count);
     position_ += count;
@@ -60,15 +61,17 @@ GgufValue read_value(Cursor& cursor, const std::string& key, const std::string& 
   }
   const std::size_t element = gguf_value_bytes(value.type);
   if (element == 0 && value.type != kString) {
-    throw bad_input(fmt::format("key '{}' has value type {}{}", key, value.type, value.array ? " in an array" : ""), where,
-                    "the file is damaged or newer than this program");
+    throw bad_input(fmt::format("key '{}' has value type {}{}", key, value.type, value.array ? " in an array" : ""),
+                    where, "the file is damaged or newer than this program");
   }
   if (element != 0) {
-    if (value.count > UINT64_MAX / element) throw bad_input(fmt::format("key '{}' has {} elements", key, value.count), where, kDamaged);
+    if (value.count > UINT64_MAX / element)
+      throw bad_input(fmt::format("key '{}' has {} elements", key, value.count), where, kDamaged);
     value.bytes = cursor.take(value.count * element, key);
     return value;
   }
-  // Strings have no fixed size: walk over them to find the end. Each takes at least 8 bytes, so a lying count ends soon.
+  // Strings have no fixed size: walk over them to find the end. Each takes at least 8 bytes, so a lying count ends
+  // soon.
   Cursor start = cursor;
   const std::uint64_t begin = cursor.position();
   for (std::uint64_t i = 0; i < value.count; ++i) cursor.text(key);
@@ -87,7 +90,8 @@ Placed read_tensor_info(Cursor& cursor, const std::string& file_where) {
   placed.name = std::string(cursor.text("tensor name"));
   const std::string where = file_where + ": " + printable(placed.name);
   const auto dimensions = cursor.number<std::uint32_t>("number of dimensions");
-  if (dimensions < 1 || dimensions > kMaxDimensions) throw bad_input(fmt::format("{} dimensions", dimensions), where, kDamaged);
+  if (dimensions < 1 || dimensions > kMaxDimensions)
+    throw bad_input(fmt::format("{} dimensions", dimensions), where, kDamaged);
   for (std::uint32_t i = 0; i < dimensions; ++i) {
     const auto dim = cursor.number<std::uint64_t>("dimension");
     if (dim < 1 || dim > std::uint64_t{INT64_MAX}) throw bad_input(fmt::format("dimension {}", dim), where, kDamaged);
@@ -97,14 +101,16 @@ Placed read_tensor_info(Cursor& cursor, const std::string& file_where) {
   const auto type = cursor.number<std::uint32_t>("tensor type");
   placed.tensor.type = find_gguf_type(type);
   if (placed.tensor.type == nullptr) {
-    throw bad_input(fmt::format("tensor type {} is unknown", type), where, "the file is damaged or newer than this program");
+    throw bad_input(fmt::format("tensor type {} is unknown", type), where,
+                    "the file is damaged or newer than this program");
   }
   placed.offset = cursor.number<std::uint64_t>("tensor offset");
   const std::int64_t count = checked_element_count(placed.tensor.shape, where);
   const GgufType& traits = *placed.tensor.type;
   if (placed.tensor.shape.back() % traits.block_size != 0) {
-    throw bad_input(fmt::format("rows of {} weights are not whole {} blocks of {}", placed.tensor.shape.back(), traits.name,
-                                traits.block_size), where, kDamaged);
+    throw bad_input(fmt::format("rows of {} weights are not whole {} blocks of {}", placed.tensor.shape.back(),
+                                traits.name, traits.block_size),
+                    where, kDamaged);
   }
   placed.bytes = static_cast<std::uint64_t>(count / traits.block_size * traits.block_bytes);
   return placed;
@@ -114,7 +120,8 @@ std::uint64_t read_alignment(const GgufContent& content, const std::string& wher
   const auto found = content.values.find("general.alignment");
   if (found == content.values.end()) return 32;
   std::uint32_t alignment = 0;
-  if (found->second.type == kU32 && !found->second.array) std::memcpy(&alignment, found->second.bytes.data(), sizeof alignment);
+  if (found->second.type == kU32 && !found->second.array)
+    std::memcpy(&alignment, found->second.bytes.data(), sizeof alignment);
   if (alignment == 0 || alignment > kMaxAlignment || (alignment & (alignment - 1)) != 0) {
     throw bad_input("general.alignment is not a power of two", where, kDamaged);
   }
@@ -128,12 +135,14 @@ void place_tensors(std::vector<Placed>& placed, std::span<const std::byte> data,
   for (Placed& item : placed) {
     const std::string where = file_where + ": " + printable(item.name);
     if (item.offset % alignment != 0) {
-      throw bad_input(fmt::format("offset {} is not a multiple of the alignment {}", item.offset, alignment), where, kDamaged);
+      throw bad_input(fmt::format("offset {} is not a multiple of the alignment {}", item.offset, alignment), where,
+                      kDamaged);
     }
     if (item.offset < used) throw bad_input("the tensor overlaps another", where, kDamaged);
     if (item.offset > data.size() || item.bytes > data.size() - item.offset) {
-      throw bad_input(fmt::format("{} bytes at offset {} end outside the {} bytes of data", item.bytes, item.offset, data.size()),
-                      where, kDamaged);
+      throw bad_input(
+          fmt::format("{} bytes at offset {} end outside the {} bytes of data", item.bytes, item.offset, data.size()),
+          where, kDamaged);
     }
     item.tensor.bytes = data.subspan(item.offset, item.bytes);
     used = item.offset + item.bytes;
@@ -142,7 +151,8 @@ void place_tensors(std::vector<Placed>& placed, std::span<const std::byte> data,
 
 void check_magic(Cursor& cursor, const std::string& where) {
   const auto magic = cursor.take(4, "magic");
-  if (std::memcmp(magic.data(), "GGUF", 4) != 0) throw bad_input("not a GGUF file", where, "pass a GGUF file or a model directory");
+  if (std::memcmp(magic.data(), "GGUF", 4) != 0)
+    throw bad_input("not a GGUF file", where, "pass a GGUF file or a model directory");
   const auto version = cursor.number<std::uint32_t>("version");
   if ((version & 0xffffU) == 0 && version != 0) {
     throw bad_input("big-endian GGUF is not supported", where, "convert the model to a little-endian file");
@@ -156,11 +166,23 @@ void check_magic(Cursor& cursor, const std::string& where) {
 
 std::size_t gguf_value_bytes(std::uint32_t type) {
   switch (type) {
-    case kU8: case kI8: case kBool: return 1;
-    case kU16: case kI16: return 2;
-    case kU32: case kI32: case kF32: return 4;
-    case kU64: case kI64: case kF64: return 8;
-    default: return 0;
+    case kU8:
+    case kI8:
+    case kBool:
+      return 1;
+    case kU16:
+    case kI16:
+      return 2;
+    case kU32:
+    case kI32:
+    case kF32:
+      return 4;
+    case kU64:
+    case kI64:
+    case kF64:
+      return 8;
+    default:
+      return 0;
   }
 }
 
@@ -182,7 +204,8 @@ GgufContent parse_gguf(std::span<const std::byte> file, const std::string& where
 
   const std::uint64_t alignment = read_alignment(content, where);
   const std::uint64_t data_begin = (cursor.position() + alignment - 1) / alignment * alignment;
-  if (data_begin > file.size() && !placed.empty()) throw bad_input("the file ends before its tensor data", where, kDamaged);
+  if (data_begin > file.size() && !placed.empty())
+    throw bad_input("the file ends before its tensor data", where, kDamaged);
   place_tensors(placed, file.subspan(std::min<std::uint64_t>(data_begin, file.size())), alignment, where);
   for (Placed& item : placed) {
     if (!content.tensors.emplace(item.name, item.tensor).second) {

@@ -15,7 +15,19 @@ struct GgufContent {
 
 /// GGUF value types; the numbers are those of the file.
 enum GgufValueType : std::uint32_t {
-  kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64,
+  kU8,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kF32,
+  kBool,
+  kString,
+  kArray,
+  kU64,
+  kI64,
+  kF64,
 };
 
 /// Bytes of a fixed-size value, 0 for strings, arrays and unknown types.

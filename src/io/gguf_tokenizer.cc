@@ -40,8 +40,9 @@ GgufTokenizer read_gguf_tokenizer(const GgufFile& file) {
   const std::size_t size = result.tokens.size();
   if (result.token_types.empty()) result.token_types.assign(size, 1);
   if (result.token_types.size() != size || (!result.scores.empty() && result.scores.size() != size)) {
-    throw bad_input(fmt::format("{} tokens, {} token types, {} scores", size, result.token_types.size(), result.scores.size()),
-                    file.where(), "the file is damaged");
+    throw bad_input(
+        fmt::format("{} tokens, {} token types, {} scores", size, result.token_types.size(), result.scores.size()),
+        file.where(), "the file is damaged");
   }
   result.bos_id = token_id(file, key("bos_token_id"), size);
   result.eos_id = token_id(file, key("eos_token_id"), size);

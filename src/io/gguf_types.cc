@@ -13,7 +13,9 @@ using Bytes = std::span<const std::byte>;
 using Floats = std::span<float>;
 
 unsigned byte_at(const std::byte* bytes, std::size_t i) { return std::to_integer<unsigned>(bytes[i]); }
-int signed_at(const std::byte* bytes, std::size_t i) { return static_cast<std::int8_t>(std::to_integer<unsigned char>(bytes[i])); }
+int signed_at(const std::byte* bytes, std::size_t i) {
+  return static_cast<std::int8_t>(std::to_integer<unsigned char>(bytes[i]));
+}
 std::uint16_t u16_at(const std::byte* bytes) {
   std::uint16_t value;
   std::memcpy(&value, bytes, sizeof value);
@@ -152,18 +154,40 @@ void q6_k(Bytes bytes, Floats out) {
 
 // Types without a function are known so that an error can name them.
 constexpr std::array kTypes = {
-    GgufType{0, "F32", 1, 4, f32},        GgufType{1, "F16", 1, 2, f16},        GgufType{2, "Q4_0", 32, 18, q4_0},
-    GgufType{3, "Q4_1", 32, 20, q4_1},    GgufType{6, "Q5_0", 32, 22, q5_0},    GgufType{7, "Q5_1", 32, 24, q5_1},
-    GgufType{8, "Q8_0", 32, 34, q8_0},    GgufType{9, "Q8_1", 32, 40},          GgufType{10, "Q2_K", 256, 84},
-    GgufType{11, "Q3_K", 256, 110},       GgufType{12, "Q4_K", 256, 144, q4_k}, GgufType{13, "Q5_K", 256, 176, q5_k},
-    GgufType{14, "Q6_K", 256, 210, q6_k}, GgufType{15, "Q8_K", 256, 292},       GgufType{16, "IQ2_XXS", 256, 66},
-    GgufType{17, "IQ2_XS", 256, 74},      GgufType{18, "IQ3_XXS", 256, 98},     GgufType{19, "IQ1_S", 256, 50},
-    GgufType{20, "IQ4_NL", 32, 18},       GgufType{21, "IQ3_S", 256, 110},      GgufType{22, "IQ2_S", 256, 82},
-    GgufType{23, "IQ4_XS", 256, 136},     GgufType{24, "I8", 1, 1},             GgufType{25, "I16", 1, 2},
-    GgufType{26, "I32", 1, 4},            GgufType{27, "I64", 1, 8},            GgufType{28, "F64", 1, 8},
-    GgufType{29, "IQ1_M", 256, 56},       GgufType{30, "BF16", 1, 2, bf16},     GgufType{34, "TQ1_0", 256, 54},
-    GgufType{35, "TQ2_0", 256, 66},       GgufType{39, "MXFP4", 32, 17},
-    GgufType{40, "NVFP4", 64, 36},        GgufType{41, "Q1_0", 128, 18},
+    GgufType{0, "F32", 1, 4, f32},
+    GgufType{1, "F16", 1, 2, f16},
+    GgufType{2, "Q4_0", 32, 18, q4_0},
+    GgufType{3, "Q4_1", 32, 20, q4_1},
+    GgufType{6, "Q5_0", 32, 22, q5_0},
+    GgufType{7, "Q5_1", 32, 24, q5_1},
+    GgufType{8, "Q8_0", 32, 34, q8_0},
+    GgufType{9, "Q8_1", 32, 40},
+    GgufType{10, "Q2_K", 256, 84},
+    GgufType{11, "Q3_K", 256, 110},
+    GgufType{12, "Q4_K", 256, 144, q4_k},
+    GgufType{13, "Q5_K", 256, 176, q5_k},
+    GgufType{14, "Q6_K", 256, 210, q6_k},
+    GgufType{15, "Q8_K", 256, 292},
+    GgufType{16, "IQ2_XXS", 256, 66},
+    GgufType{17, "IQ2_XS", 256, 74},
+    GgufType{18, "IQ3_XXS", 256, 98},
+    GgufType{19, "IQ1_S", 256, 50},
+    GgufType{20, "IQ4_NL", 32, 18},
+    GgufType{21, "IQ3_S", 256, 110},
+    GgufType{22, "IQ2_S", 256, 82},
+    GgufType{23, "IQ4_XS", 256, 136},
+    GgufType{24, "I8", 1, 1},
+    GgufType{25, "I16", 1, 2},
+    GgufType{26, "I32", 1, 4},
+    GgufType{27, "I64", 1, 8},
+    GgufType{28, "F64", 1, 8},
+    GgufType{29, "IQ1_M", 256, 56},
+    GgufType{30, "BF16", 1, 2, bf16},
+    GgufType{34, "TQ1_0", 256, 54},
+    GgufType{35, "TQ2_0", 256, 66},
+    GgufType{39, "MXFP4", 32, 17},
+    GgufType{40, "NVFP4", 64, 36},
+    GgufType{41, "Q1_0", 128, 18},
 };
 
 }  // namespace

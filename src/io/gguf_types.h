@@ -8,9 +8,9 @@
 namespace spear {
 
 struct GgufType {
-  std::uint32_t id = 0;          ///< ggml_type number in the file
-  const char* name = "?";        ///< "Q4_0"
-  std::int64_t block_size = 1;   ///< weights per block; a row is a whole number of blocks
+  std::uint32_t id = 0;         ///< ggml_type number in the file
+  const char* name = "?";       ///< "Q4_0"
+  std::int64_t block_size = 1;  ///< weights per block; a row is a whole number of blocks
   std::int64_t block_bytes = 0;
   /// blocks: whole blocks, out: block_size floats for each. Null: the type is known but can't be read.
   void (*dequantize)(std::span<const std::byte> blocks, std::span<float> out) = nullptr;

@@ -32,7 +32,8 @@ std::int64_t integer(const json& value, const char* key, const std::string& wher
   return value.get<std::int64_t>();
 }
 
-std::int64_t integer_or(const json& config, const char* key, std::optional<std::int64_t> fallback, const std::string& where) {
+std::int64_t integer_or(const json& config, const char* key, std::optional<std::int64_t> fallback,
+                        const std::string& where) {
   if (const json* value = find(config, key)) return integer(*value, key, where);
   if (!fallback) throw bad_input(fmt::format("{} is missing", key), where, "use the config.json of the original model");
   return *fallback;
@@ -55,7 +56,8 @@ bool boolean_or(const json& config, const char* key, bool fallback, const std::s
 void check_architecture(const json& config, const std::string& where) {
   const json* type = find(config, "model_type");
   if (type == nullptr || *type != "llama") {
-    throw bad_input(fmt::format("architecture {} is not supported", type == nullptr ? "(none named)" : printable(type->dump(-1, ' ', true))),
+    throw bad_input(fmt::format("architecture {} is not supported",
+                                type == nullptr ? "(none named)" : printable(type->dump(-1, ' ', true))),
                     where, "use a model of the llama architecture");
   }
   const json* architectures = find(config, "architectures");
@@ -66,12 +68,13 @@ void check_architecture(const json& config, const std::string& where) {
 
 /// Options of Llama configs, and of configs derived from them, that change results unless they have this value.
 void check_neutral_options(const json& config, const std::string& where) {
-  for (const char* key : {"attention_bias", "mlp_bias", "qkv_bias", "use_qk_norm", "qk_norm", "qk_layernorm", "use_mrope",
-                          "use_sliding_window", "attention_sinks", "parallel_attn", "use_parallel_residual", "add_cross_attention"}) {
+  for (const char* key :
+       {"attention_bias", "mlp_bias", "qkv_bias", "use_qk_norm", "qk_norm", "qk_layernorm", "use_mrope",
+        "use_sliding_window", "attention_sinks", "parallel_attn", "use_parallel_residual", "add_cross_attention"}) {
     if (boolean_or(config, key, false, where)) throw unsupported(key, config[key], where);
   }
-  for (const char* key : {"partial_rotary_factor", "rotary_pct", "embedding_multiplier", "residual_multiplier", "logits_scaling",
-                          "logit_scale"}) {
+  for (const char* key : {"partial_rotary_factor", "rotary_pct", "embedding_multiplier", "residual_multiplier",
+                          "logits_scaling", "logit_scale"}) {
     if (real_or(config, key, 1.0, where) != 1.0) throw unsupported(key, config[key], where);
   }
   for (const char* key : {"attention_multiplier", "final_logit_softcapping", "attn_logit_softcapping", "no_rope_layers",
@@ -132,8 +135,8 @@ HfConfig parse_hf_config(const json& config, const std::string& where) {
   // Defaults from here on are those of transformers' LlamaConfig.
   model.num_key_value_heads = integer_or(config, "num_key_value_heads", model.num_attention_heads, where);
   const bool divides = model.num_attention_heads > 0 && model.hidden_size % model.num_attention_heads == 0;
-  model.head_dim = integer_or(config, "head_dim",
-                              divides ? std::optional(model.hidden_size / model.num_attention_heads) : std::nullopt, where);
+  model.head_dim = integer_or(
+      config, "head_dim", divides ? std::optional(model.hidden_size / model.num_attention_heads) : std::nullopt, where);
   model.max_position_embeddings = integer_or(config, "max_position_embeddings", 2048, where);
   model.rms_norm_eps = real_or(config, "rms_norm_eps", 1e-6, where);
   model.rope_theta = parse_rope(config, where);
@@ -180,7 +183,9 @@ json make_hf_config(const ModelConfig& model, DType dtype, const std::optional<W
       {"mlp_bias", false},
       {"tie_word_embeddings", model.tie_word_embeddings},
       {"bos_token_id", model.bos_token_id < 0 ? json(nullptr) : json(model.bos_token_id)},
-      {"torch_dtype", dtype == DType::f16 ? "float16" : dtype == DType::bf16 ? "bfloat16" : "float32"},
+      {"torch_dtype", dtype == DType::f16    ? "float16"
+                      : dtype == DType::bf16 ? "bfloat16"
+                                             : "float32"},
       {"use_cache", true},
   };
   const auto& eos = model.eos_token_ids;

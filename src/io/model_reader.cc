@@ -29,9 +29,12 @@ ModelKind kind_of_file(const fs::path& path) {
 
 const char* name(ModelKind kind) {
   switch (kind) {
-    case ModelKind::gguf: return "GGUF file";
-    case ModelKind::huggingface: return "Hugging Face directory";
-    case ModelKind::checkpoint: return "SPEAR checkpoint";
+    case ModelKind::gguf:
+      return "GGUF file";
+    case ModelKind::huggingface:
+      return "Hugging Face directory";
+    case ModelKind::checkpoint:
+      return "SPEAR checkpoint";
   }
   return "?";
 }
@@ -42,7 +45,8 @@ ModelKind kind_of_model(const fs::path& path) {
   if (!fs::is_directory(path, failure)) return kind_of_file(path);
   const fs::path config = path / "config.json";
   if (!fs::exists(config, failure)) {
-    throw bad_input("no config.json in this directory", path.string(), "pass a GGUF file or the directory of a complete model");
+    throw bad_input("no config.json in this directory", path.string(),
+                    "pass a GGUF file or the directory of a complete model");
   }
   const bool quantized = read_json_object(config).contains("quantization_config");
   return quantized || fs::exists(path / "spear.json", failure) ? ModelKind::checkpoint : ModelKind::huggingface;

@@ -35,7 +35,8 @@ Tensor pack_zeros(const W4Matrix& matrix) {
   return packed;
 }
 
-/// F16 bits of the scales. Other tools store BF16 or F32: taken if nothing is lost, because codes and scales are a unit.
+/// F16 bits of the scales. Other tools store BF16 or F32: taken if nothing is lost, because codes and scales are a
+/// unit.
 std::vector<std::uint16_t> exact_f16(const Tensor& scales, const std::string& where) {
   if (scales.dtype() == DType::f16) return to_vector<std::uint16_t>(scales);
   std::vector<std::uint16_t> bits;
@@ -76,13 +77,15 @@ W4Matrix take_packed_linear(TensorMap& tensors, const std::string& module, std::
   matrix.cols = cols;
   matrix.scheme = scheme;
   check_stored_shape(tensors, module + ".weight_shape", {rows, cols}, where);
-  const auto words = take_tensor(tensors, module + ".weight_packed", {rows, matrix.words_per_row()}, {DType::i32}, where);
+  const auto words =
+      take_tensor(tensors, module + ".weight_packed", {rows, matrix.words_per_row()}, {DType::i32}, where);
   const auto scales = take_tensor(tensors, module + ".weight_scale", {rows, matrix.groups()},
                                   {DType::f16, DType::bf16, DType::f32}, where);
   matrix.packed = to_vector<std::uint32_t>(words);
   matrix.scales = exact_f16(scales, where + ": " + module + ".weight_scale");
   if (!scheme.symmetric) {
-    const auto zeros = take_tensor(tensors, module + ".weight_zero_point", {(rows + 7) / 8, matrix.groups()}, {DType::i32}, where);
+    const auto zeros =
+        take_tensor(tensors, module + ".weight_zero_point", {(rows + 7) / 8, matrix.groups()}, {DType::i32}, where);
     matrix.zeros = unpack_zeros(zeros, rows, matrix.groups());
   }
   return matrix;

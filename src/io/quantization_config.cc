@@ -21,8 +21,9 @@ json field(const json& object, const char* key) {
 
 void require(bool ok, const char* key, const json& value, const std::string& where) {
   if (ok) return;
-  throw bad_input(fmt::format("quantization_config: {} = {} is not supported", key, printable(value.dump(-1, ' ', true))), where,
-                  "use a model in compressed-tensors pack-quantized, 4 bit, weights only");
+  throw bad_input(
+      fmt::format("quantization_config: {} = {} is not supported", key, printable(value.dump(-1, ' ', true))), where,
+      "use a model in compressed-tensors pack-quantized, 4 bit, weights only");
 }
 
 void require_value(const json& object, const char* key, const json& expected, const std::string& where) {
@@ -91,7 +92,10 @@ json make_quantization_config(const W4Scheme& scheme, const std::vector<std::str
       {"quantization_status", "compressed"},
       {"config_groups",
        {{"group_0",
-         {{"targets", {"Linear"}}, {"weights", std::move(weights)}, {"input_activations", nullptr}, {"output_activations", nullptr}}}}},
+         {{"targets", {"Linear"}},
+          {"weights", std::move(weights)},
+          {"input_activations", nullptr},
+          {"output_activations", nullptr}}}}},
       {"ignore", std::move(ignore)},
       {"kv_cache_scheme", nullptr},
   };

@@ -22,7 +22,8 @@ using nlohmann::json;
 static_assert(std::endian::native == std::endian::little, "tensor files are little-endian and mapped as they are");
 
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
-constexpr std::array kDTypes = {DType::f32, DType::f16, DType::bf16, DType::f64, DType::i8, DType::u8, DType::i32, DType::i64};
+constexpr std::array kDTypes = {DType::f32, DType::f16, DType::bf16, DType::f64,
+                                DType::i8,  DType::u8,  DType::i32,  DType::i64};
 
 struct Entry {
   std::string dtype;
@@ -103,11 +104,13 @@ class HeaderHandler : public json::json_sax_t {
 
  private:
   [[noreturn]] bool wrong(const char* what) const {
-    throw bad_input(fmt::format("{} where the header must not have one, near '{}' '{}'", what, printable(name_), printable(field_)), where_,
-                    "the file is damaged or not a safetensors file");
+    throw bad_input(
+        fmt::format("{} where the header must not have one, near '{}' '{}'", what, printable(name_), printable(field_)),
+        where_, "the file is damaged or not a safetensors file");
   }
   [[noreturn]] void duplicate(const std::string& text) const {
-    throw bad_input(fmt::format("key '{}' appears twice in the header", printable(text)), where_, "the file is damaged");
+    throw bad_input(fmt::format("key '{}' appears twice in the header", printable(text)), where_,
+                    "the file is damaged");
   }
 
   std::string where_, name_, field_;
@@ -121,11 +124,13 @@ DType parse_dtype(const std::string& text, const std::string& where) {
   for (const DType type : kDTypes) {
     if (text == name(type)) return type;
   }
-  throw bad_input(fmt::format("dtype '{}' is not supported", printable(text)), where, "convert the tensor to F32, F16 or BF16");
+  throw bad_input(fmt::format("dtype '{}' is not supported", printable(text)), where,
+                  "convert the tensor to F32, F16 or BF16");
 }
 
 /// A view of the file, or a copy where a view would not be aligned for its elements.
-Tensor view_or_copy(DType type, Shape shape, std::span<const std::byte> bytes, const std::shared_ptr<const MappedFile>& file) {
+Tensor view_or_copy(DType type, Shape shape, std::span<const std::byte> bytes,
+                    const std::shared_ptr<const MappedFile>& file) {
   if (reinterpret_cast<std::uintptr_t>(bytes.data()) % element_bytes(type) == 0) {
     return Tensor(type, std::move(shape), bytes, file);
   }
@@ -143,13 +148,14 @@ Tensor make_tensor(const Entry& entry, std::span<const std::byte> data, const st
   const auto begin = static_cast<std::uint64_t>((*entry.offsets)[0]);
   const auto end = static_cast<std::uint64_t>((*entry.offsets)[1]);
   if (begin > end || end > data.size()) {
-    throw bad_input(fmt::format("data_offsets [{}, {}] lie outside the {} bytes of data", begin, end, data.size()), where,
-                    "the file is truncated or damaged; get it again");
+    throw bad_input(fmt::format("data_offsets [{}, {}] lie outside the {} bytes of data", begin, end, data.size()),
+                    where, "the file is truncated or damaged; get it again");
   }
   const auto expected = static_cast<std::uint64_t>(checked_element_count(*entry.shape, where)) * element_bytes(type);
   if (end - begin != expected) {
-    throw bad_input(fmt::format("{} of shape {} needs {} bytes, data_offsets give {}", entry.dtype, to_string(*entry.shape),
-                                expected, end - begin), where, "the file is damaged");
+    throw bad_input(fmt::format("{} of shape {} needs {} bytes, data_offsets give {}", entry.dtype,
+                                to_string(*entry.shape), expected, end - begin),
+                    where, "the file is damaged");
   }
   return view_or_copy(type, *entry.shape, data.subspan(begin, end - begin), file);
 }
@@ -163,7 +169,8 @@ void check_coverage(const std::map<std::string, Entry>& entries, std::uint64_t d
   for (const auto* range : ranges) {
     if ((*range)[0] != covered) {
       throw bad_input(fmt::format("tensors {} at data offset {}", (*range)[0] < covered ? "overlap" : "leave a gap",
-                                  std::min((*range)[0], covered)), where, "the file is damaged");
+                                  std::min((*range)[0], covered)),
+                      where, "the file is damaged");
     }
     covered = (*range)[1];
   }
@@ -186,8 +193,8 @@ std::map<std::string, std::string> read_index(const fs::path& path) {
     const auto file = shard.get<std::string>();
     if (!file.ends_with(".safetensors") || fs::path(file).filename() != file || file.find('\\') != std::string::npos ||
         file.find('\0') != std::string::npos) {
-      throw malformed(fmt::format("shard name '{}' is not that of a .safetensors file in the same directory",
-                                  printable(file)));
+      throw malformed(
+          fmt::format("shard name '{}' is not that of a .safetensors file in the same directory", printable(file)));
     }
     shards[tensor] = file;
   }
@@ -201,7 +208,8 @@ std::string header_text(const std::vector<std::pair<std::string, const Tensor*>>
   std::uint64_t offset = 0;
   for (const auto& [tensor_name, tensor] : order) {
     const std::uint64_t end = offset + tensor->bytes().size();
-    header[tensor_name] = {{"dtype", name(tensor->dtype())}, {"shape", tensor->shape()}, {"data_offsets", {offset, end}}};
+    header[tensor_name] = {
+        {"dtype", name(tensor->dtype())}, {"shape", tensor->shape()}, {"data_offsets", {offset, end}}};
     offset = end;
   }
   std::string text = header.dump();
@@ -216,7 +224,8 @@ Safetensors read_safetensors(const fs::path& path) {
   const std::string where = path.string();
   const auto bytes = file->bytes();
   std::uint64_t header_bytes = 0;
-  if (bytes.size() < sizeof header_bytes) throw bad_input("too short for a safetensors file", where, "get the file again");
+  if (bytes.size() < sizeof header_bytes)
+    throw bad_input("too short for a safetensors file", where, "get the file again");
   std::memcpy(&header_bytes, bytes.data(), sizeof header_bytes);
   if (header_bytes > kMaxHeaderBytes || header_bytes > bytes.size() - sizeof header_bytes) {
     throw bad_input(fmt::format("header of {} bytes in a file of {}", header_bytes, bytes.size()), where,
@@ -224,7 +233,8 @@ Safetensors read_safetensors(const fs::path& path) {
   }
   const auto* text = reinterpret_cast<const char*>(bytes.data()) + sizeof header_bytes;
   HeaderHandler header(where);
-  if (header_bytes == 0 || *text != '{') throw bad_input("the header does not start with '{'", where, "get the file again");
+  if (header_bytes == 0 || *text != '{')
+    throw bad_input("the header does not start with '{'", where, "get the file again");
   json::sax_parse(text, text + header_bytes, &header);
 
   const auto data = bytes.subspan(sizeof header_bytes + header_bytes);
@@ -270,7 +280,8 @@ TensorMap read_safetensors_directory(const fs::path& directory) {
   return all;
 }
 
-void write_safetensors(const fs::path& path, const TensorMap& tensors, const std::map<std::string, std::string>& metadata) {
+void write_safetensors(const fs::path& path, const TensorMap& tensors,
+                       const std::map<std::string, std::string>& metadata) {
   std::vector<std::pair<std::string, const Tensor*>> order;
   for (const auto& [tensor_name, tensor] : tensors) order.emplace_back(tensor_name, &tensor);
   std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
@@ -289,7 +300,8 @@ Tensor take_tensor(TensorMap& tensors, const std::string& name, const Shape& sha
                    const std::string& where) {
   const auto found = tensors.find(name);
   if (found == tensors.end()) {
-    throw bad_input(fmt::format("tensor '{}' is missing", name), where, "the model is incomplete or of another architecture");
+    throw bad_input(fmt::format("tensor '{}' is missing", name), where,
+                    "the model is incomplete or of another architecture");
   }
   Tensor tensor = std::move(found->second);
   tensors.erase(found);
@@ -298,8 +310,8 @@ Tensor take_tensor(TensorMap& tensors, const std::string& name, const Shape& sha
                     "convert the model to a dtype that is");
   }
   if (tensor.shape() != shape) {
-    throw bad_input(fmt::format("shape {} instead of {}", to_string(tensor.shape()), to_string(shape)), where + ": " + name,
-                    "the file does not belong to this config, or is damaged");
+    throw bad_input(fmt::format("shape {} instead of {}", to_string(tensor.shape()), to_string(shape)),
+                    where + ": " + name, "the file does not belong to this config, or is damaged");
   }
   return tensor;
 }

@@ -115,9 +115,7 @@ TEST(StagedDirectory, OverwritesOnlyWithForce) {
   fs::create_directory(directory / "out");
   write_file_atomic(directory / "out" / "old", "x");
   EXPECT_EQ(code_of([&] { StagedDirectory(directory / "out", false); }), ExitCode::usage);
-  {
-    const StagedDirectory abandoned(directory / "out", true);
-  }
+  { const StagedDirectory abandoned(directory / "out", true); }
   EXPECT_TRUE(fs::exists(directory / "out" / "old"));
   StagedDirectory staged(directory / "out", true);
   write_file_atomic(staged.path() / "new", "x");

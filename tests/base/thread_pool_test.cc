@@ -44,9 +44,10 @@ TEST(ThreadPool, SplitDependsOnIndexOnly) {
 TEST(ThreadPool, RethrowsAndStaysUsable) {
   ThreadPool pool(3);
   for (int repeat = 0; repeat < 20; ++repeat) {
-    EXPECT_THROW(pool.parallel_for(300, 1, [](std::int64_t begin, std::int64_t) {
-                   if (begin > 0) throw std::runtime_error("from a worker");
-                 }),
+    EXPECT_THROW(pool.parallel_for(300, 1,
+                                   [](std::int64_t begin, std::int64_t) {
+                                     if (begin > 0) throw std::runtime_error("from a worker");
+                                   }),
                  std::runtime_error);
     std::atomic<std::int64_t> sum = 0;
     pool.parallel_for(300, 1, [&](std::int64_t begin, std::int64_t end) { sum += end - begin; });

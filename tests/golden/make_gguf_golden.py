@@ -74,7 +74,7 @@ def unpermute(weight, heads):
 
 
 def write_model(rng):
-    """tiny-llama.gguf and tiny-llama/: the same dequantized weights, one permuted, the other as Hugging Face has them."""
+    """tiny-llama.gguf and tiny-llama/: the same dequantized weights, permuted and as Hugging Face has them."""
     writer = gguf.GGUFWriter(DATA / "tiny-llama.gguf", "llama")
     writer.add_block_count(LAYERS)
     writer.add_context_length(128)
@@ -120,11 +120,13 @@ def write_model(rng):
     directory = DATA / "tiny-llama"
     directory.mkdir(exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": HIDDEN,
-              "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-              "num_key_value_heads": KV_HEADS, "vocab_size": VOCAB, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
-              "rope_theta": 50000.0, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1,
-              "torch_dtype": "float32"}
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS, "vocab_size": VOCAB, "max_position_embeddings": 128, "rms_norm_eps": 1e-5,
+        "rope_theta": 50000.0, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 1,
+        "torch_dtype": "float32",
+    }
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

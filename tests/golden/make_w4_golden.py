@@ -42,5 +42,6 @@ def case(rng, rows, cols, group_size, symmetric):
 
 if __name__ == "__main__":
     rng = np.random.default_rng(4)
-    shapes = [(3, 16, 0, True), (5, 13, 0, True), (9, 8, 0, False), (2, 70, 32, True), (11, 64, 32, False), (1, 1, 0, False)]
+    shapes = [(3, 16, 0, True), (5, 13, 0, True), (9, 8, 0, False), (2, 70, 32, True), (11, 64, 32, False),
+              (1, 1, 0, False)]
     OUTPUT.write_text(json.dumps({"cases": [case(rng, *shape) for shape in shapes]}) + "\n")

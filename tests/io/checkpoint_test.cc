@@ -27,7 +27,8 @@ class Checkpoint : public testing::Test {
     edit(content);
     write_safetensors(path_ / file, content.tensors, content.metadata);
   }
-  void expect_change_refused(const std::string& file, const std::function<void(Safetensors&)>& edit, const std::string& text) {
+  void expect_change_refused(const std::string& file, const std::function<void(Safetensors&)>& edit,
+                             const std::string& text) {
     const std::string before = read_raw(path_ / file);
     change(file, edit);
     expect_refused([&] { read_checkpoint(path_); }, text);
@@ -39,7 +40,8 @@ class Checkpoint : public testing::Test {
 };
 
 TEST_F(Checkpoint, RoundTripOfEveryScheme) {
-  for (const W4Scheme scheme : {W4Scheme{0, true}, W4Scheme{0, false}, W4Scheme{32, true}, W4Scheme{32, false}, W4Scheme{128, true}}) {
+  for (const W4Scheme scheme :
+       {W4Scheme{0, true}, W4Scheme{0, false}, W4Scheme{32, true}, W4Scheme{32, false}, W4Scheme{128, true}}) {
     for (const bool tied : {true, false}) {
       const ModelWeights weights = write({tied, scheme});
       EXPECT_EQ(kind_of_model(path_), ModelKind::checkpoint);
@@ -99,7 +101,8 @@ TEST_F(Checkpoint, SharingAcrossInputsIsAMistakeOfTheCaller) {
 TEST_F(Checkpoint, EqualInputGivesEqualBytes) {
   write({true, W4Scheme{32, false}}, 3);
   std::map<std::string, std::string> first;
-  for (const auto& entry : std::filesystem::directory_iterator(path_)) first[entry.path().filename()] = read_raw(entry.path());
+  for (const auto& entry : std::filesystem::directory_iterator(path_))
+    first[entry.path().filename()] = read_raw(entry.path());
   write({true, W4Scheme{32, false}}, 3);
   for (const auto& [name, bytes] : first) EXPECT_EQ(read_raw(path_ / name), bytes) << name;
   EXPECT_EQ(first.size(), 4U);
@@ -190,7 +193,8 @@ TEST_F(Checkpoint, HostileManifests) {
 TEST_F(Checkpoint, HostilePackedLinears) {
   write({true, W4Scheme{32, false}});
   const auto refused = [&](const std::string& part, const Tensor& tensor, const std::string& text) {
-    expect_change_refused("model.safetensors", [&](Safetensors& file) { file.tensors[kModule + part] = tensor; }, text);
+    expect_change_refused(
+        "model.safetensors", [&](Safetensors& file) { file.tensors[kModule + part] = tensor; }, text);
   };
   refused(".weight_packed", Tensor(DType::i32, {24, 4}), "[24, 4] instead of [24, 3]");
   refused(".weight_packed", Tensor(DType::i64, {24, 3}), "dtype I64");
@@ -204,14 +208,16 @@ TEST_F(Checkpoint, HostilePackedLinears) {
   infinite.mutable_as<std::uint16_t>()[4] = 0x7c00;
   refused(".weight_scale", infinite, "a scale is NaN or infinite");
   refused(".weight_scale", Tensor::from_floats({24, 1}, std::vector<float>(24, 1.0F + 0x1p-15F)), "not representable");
-  expect_change_refused("model.safetensors", [](Safetensors& file) { file.tensors.erase(kModule + ".weight_zero_point"); },
-                        "weight_zero_point' is missing");
+  expect_change_refused(
+      "model.safetensors", [](Safetensors& file) { file.tensors.erase(kModule + ".weight_zero_point"); },
+      "weight_zero_point' is missing");
 }
 
 TEST_F(Checkpoint, ForeignDtypesOfScalesAndShape) {
   write({true, W4Scheme{}});
   change("model.safetensors", [](Safetensors& file) {
-    file.tensors[kModule + ".weight_scale"] = Tensor::from_floats({24, 1}, std::vector<float>(24, 0.375F)).to(DType::bf16);
+    file.tensors[kModule + ".weight_scale"] =
+        Tensor::from_floats({24, 1}, std::vector<float>(24, 0.375F)).to(DType::bf16);
     Tensor shape(DType::i32, {2});
     for (auto& dim : shape.mutable_as<std::int32_t>()) dim = 24;
     file.tensors[kModule + ".weight_shape"] = shape;
@@ -224,7 +230,8 @@ TEST_F(Checkpoint, HostileCompensators) {
   write({true, W4Scheme{}}, 3);
   const std::string name = "compensators.safetensors";
   const auto metadata = [&](const std::string& key, const std::string& value, const std::string& text) {
-    expect_change_refused(name, [&](Safetensors& file) { file.metadata[key] = value; }, text);
+    expect_change_refused(
+        name, [&](Safetensors& file) { file.metadata[key] = value; }, text);
   };
   metadata("format_version", "2", "version '2' is unknown");
   metadata("format_version", "", "version '' is unknown");
@@ -234,14 +241,18 @@ TEST_F(Checkpoint, HostileCompensators) {
   metadata("modules", "{}", "belongs to no compensator");
   metadata("modules", R"({"model.layers.9.mlp.up_proj":{"rank":1,"gate_rows":0}})", "no module 'model.layers.9");
   for (const char* key : {"format_version", "gate", "modules"}) {
-    expect_change_refused(name, [&](Safetensors& file) { file.metadata.erase(key); }, "is missing");
+    expect_change_refused(
+        name, [&](Safetensors& file) { file.metadata.erase(key); }, "is missing");
   }
   const auto entry = [&](const std::string& key, const json& value, const std::string& text) {
-    expect_change_refused(name, [&](Safetensors& file) {
-      json modules = json::parse(file.metadata.at("modules"));
-      modules[kModule][key] = value;
-      file.metadata["modules"] = modules.dump();
-    }, text);
+    expect_change_refused(
+        name,
+        [&](Safetensors& file) {
+          json modules = json::parse(file.metadata.at("modules"));
+          modules[kModule][key] = value;
+          file.metadata["modules"] = modules.dump();
+        },
+        text);
   };
   entry("rank", 0, "'rank'");
   entry("rank", -1, "'rank'");
@@ -254,7 +265,8 @@ TEST_F(Checkpoint, HostileCompensators) {
   entry("a", 3, "no module that reads the same input");
   entry("a", "model.layers.0.self_attn.v_proj", "is missing");
   const auto tensor = [&](const std::string& part, const Tensor& value, const std::string& text) {
-    expect_change_refused(name, [&](Safetensors& file) { file.tensors[kModule + ".compensator." + part] = value; }, text);
+    expect_change_refused(
+        name, [&](Safetensors& file) { file.tensors[kModule + ".compensator." + part] = value; }, text);
   };
   tensor("A", Tensor(DType::i8, {5, 23}), "[5, 23] instead of [5, 24]");
   tensor("A", Tensor(DType::f32, {5, 24}), "dtype F32");
@@ -273,7 +285,8 @@ TEST_F(Checkpoint, DamagedAnywhereNeverCrashes) {
   for (const char* name : {"model.safetensors", "compensators.safetensors"}) {
     expect_hardened(path_ / name, read_raw(path_ / name), 47, [&] { read_checkpoint(path_); });
   }
-  expect_hardened(path_ / "config.json", json::parse(read_raw(path_ / "config.json")).dump(), 3, [&] { read_checkpoint(path_); });
+  expect_hardened(path_ / "config.json", json::parse(read_raw(path_ / "config.json")).dump(), 3,
+                  [&] { read_checkpoint(path_); });
 }
 
 // Oracle: numpy (tests/golden/make_w4_golden.py), packing as compressed-tensors does.
@@ -283,8 +296,9 @@ TEST(PackedLinear, MatchesNumpy) {
   for (const json& item : golden["cases"]) {
     const std::int64_t rows = item["rows"], cols = item["cols"];
     const W4Scheme scheme{item["group_size"], item["symmetric"]};
-    const W4Matrix matrix = pack_w4(rows, cols, scheme, item["codes"].get<std::vector<std::uint8_t>>(),
-                                    item["scales"].get<std::vector<std::uint16_t>>(), item["zeros"].get<std::vector<std::uint8_t>>());
+    const W4Matrix matrix =
+        pack_w4(rows, cols, scheme, item["codes"].get<std::vector<std::uint8_t>>(),
+                item["scales"].get<std::vector<std::uint16_t>>(), item["zeros"].get<std::vector<std::uint8_t>>());
     EXPECT_EQ(matrix.dequantize(), item["values"].get<std::vector<float>>());
     TensorMap tensors;
     put_packed_linear(tensors, "m", matrix);
@@ -292,12 +306,14 @@ TEST(PackedLinear, MatchesNumpy) {
     const auto words = tensors.at("m.weight_packed").as<std::uint32_t>();
     ASSERT_EQ(words.size(), expected.size());
     for (std::size_t i = 0; i < words.size(); ++i) {
-      const std::int64_t used = std::min<std::int64_t>(8, cols - static_cast<std::int64_t>(i) % matrix.words_per_row() * 8);
+      const std::int64_t used =
+          std::min<std::int64_t>(8, cols - static_cast<std::int64_t>(i) % matrix.words_per_row() * 8);
       const std::uint32_t mask = used == 8 ? 0xffffffffU : (1U << (4 * used)) - 1;  // padding nibbles are free
       EXPECT_EQ(words[i] & mask, expected[i] & mask) << i;
     }
     if (!scheme.symmetric) {
-      EXPECT_EQ(to_vector<std::uint32_t>(tensors.at("m.weight_zero_point")), item["weight_zero_point"].get<std::vector<std::uint32_t>>());
+      EXPECT_EQ(to_vector<std::uint32_t>(tensors.at("m.weight_zero_point")),
+                item["weight_zero_point"].get<std::vector<std::uint32_t>>());
     }
     const W4Matrix back = take_packed_linear(tensors, "m", rows, cols, scheme, "test");
     EXPECT_TRUE(tensors.empty());

@@ -18,7 +18,8 @@ class GgufBytes {
   }
   GgufBytes& value_u32(std::string_view key, std::uint32_t value) { return text(key).u32(4).u32(value); }
   GgufBytes& value_text(std::string_view key, std::string_view value) { return text(key).u32(8).text(value); }
-  GgufBytes& tensor(std::string_view name, const std::vector<std::uint64_t>& dims, std::uint32_t type, std::uint64_t offset) {
+  GgufBytes& tensor(std::string_view name, const std::vector<std::uint64_t>& dims, std::uint32_t type,
+                    std::uint64_t offset) {
     text(name).u32(static_cast<std::uint32_t>(dims.size()));
     for (const auto dim : dims) u64(dim);
     return u32(type).u64(offset);
@@ -63,7 +64,9 @@ TEST(GgufGolden, DequantizesBitForBit) {
     const Tensor found = file.dequantize(name);
     const Tensor expected = file.dequantize(name + ".expected");
     ASSERT_EQ(found.shape(), (Shape{3, 256}));
-    EXPECT_TRUE(std::equal(found.bytes().begin(), found.bytes().end(), expected.bytes().begin(), expected.bytes().end())) << name;
+    EXPECT_TRUE(
+        std::equal(found.bytes().begin(), found.bytes().end(), expected.bytes().begin(), expected.bytes().end()))
+        << name;
     ++compared;
   }
   EXPECT_EQ(compared, 11);
@@ -73,7 +76,8 @@ TEST(GgufGolden, Q4_0HasNegativeScales) {
   const GgufFile file(data_file("dequantize.gguf"));
   const auto bytes = file.tensor("Q4_0").bytes;
   int negative = 0;
-  for (std::size_t block = 0; block < bytes.size(); block += 18) negative += (bytes[block + 1] & std::byte{0x80}) != std::byte{0};
+  for (std::size_t block = 0; block < bytes.size(); block += 18)
+    negative += (bytes[block + 1] & std::byte{0x80}) != std::byte{0};
   EXPECT_GT(negative, 0);
 }
 
@@ -88,7 +92,8 @@ TEST(GgufGolden, Tokenizer) {
   EXPECT_EQ(tokenizer.merges, (std::vector<std::string>{"t 1", "t 2"}));
   EXPECT_EQ(tokenizer.bos_id, 0);
   EXPECT_EQ(tokenizer.eos_id, 1);
-  EXPECT_FALSE(tokenizer.eot_id || tokenizer.unknown_id || tokenizer.padding_id || tokenizer.add_bos || tokenizer.add_space_prefix);
+  EXPECT_FALSE(tokenizer.eot_id || tokenizer.unknown_id || tokenizer.padding_id || tokenizer.add_bos ||
+               tokenizer.add_space_prefix);
   EXPECT_TRUE(tokenizer.scores.empty());
   EXPECT_EQ(tokenizer.chat_template, "{{ messages }}");
 }
@@ -96,7 +101,9 @@ TEST(GgufGolden, Tokenizer) {
 TEST_F(Gguf, MetadataOfEveryType) {
   GgufBytes content;
   content.header(0, 12);
-  const auto scalar = [&](const char* key, std::uint32_t type, const auto& value) { content.text(key).u32(type).raw(&value, sizeof value); };
+  const auto scalar = [&](const char* key, std::uint32_t type, const auto& value) {
+    content.text(key).u32(type).raw(&value, sizeof value);
+  };
   scalar("u8", 0, std::uint8_t{200});
   scalar("i8", 1, std::int8_t{-3});
   scalar("u16", 2, std::uint16_t{60000});
@@ -151,9 +158,11 @@ TEST_F(Gguf, LyingCounts) {
   expect_open_refused(GgufBytes().header(UINT64_MAX, 0), "tensor name");
   expect_open_refused(GgufBytes().header(0, 1).u64(UINT64_MAX).raw("key", 3), "metadata key");
   expect_open_refused(GgufBytes().header(0, 1).text("k").u32(8).u64(UINT64_MAX), "needs");
-  expect_open_refused(GgufBytes().header(0, 1).text("k").u32(9).u32(10).u64(UINT64_MAX), "18446744073709551615 elements");
+  expect_open_refused(GgufBytes().header(0, 1).text("k").u32(9).u32(10).u64(UINT64_MAX),
+                      "18446744073709551615 elements");
   expect_open_refused(GgufBytes().header(0, 1).text("k").u32(9).u32(10).u64(std::uint64_t{1} << 60), "needs");
-  expect_open_refused(GgufBytes().header(0, 1).text("k").u32(9).u32(8).u64(UINT64_MAX).text("a").text("b"), "k at byte");
+  expect_open_refused(GgufBytes().header(0, 1).text("k").u32(9).u32(8).u64(UINT64_MAX).text("a").text("b"),
+                      "k at byte");
   expect_open_refused(GgufBytes().header(0, 1).text("k").u32(9).u32(0).u64(5).raw("1234", 4), "needs 5 bytes");
 }
 
@@ -169,7 +178,12 @@ TEST_F(Gguf, BadValues) {
 }
 
 TEST_F(Gguf, TensorsAtTheirOffsets) {
-  const GgufFile file = open(GgufBytes().header(2, 1).value_u32("general.alignment", 64).tensor("a", {3, 2}, kF32, 0).tensor("b", {32}, kQ4_0, 64).data(82, 64));
+  const GgufFile file = open(GgufBytes()
+                                 .header(2, 1)
+                                 .value_u32("general.alignment", 64)
+                                 .tensor("a", {3, 2}, kF32, 0)
+                                 .tensor("b", {32}, kQ4_0, 64)
+                                 .data(82, 64));
   EXPECT_EQ(file.tensors().at("a").shape, (Shape{2, 3})) << "stored fastest-varying first";
   EXPECT_EQ(file.tensors().at("b").bytes.size(), 18U);
   EXPECT_EQ(file.dequantize("b").shape(), (Shape{32}));
@@ -213,16 +227,33 @@ TEST_F(Gguf, UnreadableTypesAreNamed) {
 TEST_F(Gguf, TokenizerThatMakesNoSense) {
   const auto with = [&](const std::function<void(GgufBytes&)>& extra, std::uint64_t count) {
     GgufBytes content;
-    content.header(0, 2 + count).value_text("tokenizer.ggml.model", "gpt2").text("tokenizer.ggml.tokens").u32(9).u32(8).u64(2).text("a").text("b");
+    content.header(0, 2 + count)
+        .value_text("tokenizer.ggml.model", "gpt2")
+        .text("tokenizer.ggml.tokens")
+        .u32(9)
+        .u32(8)
+        .u64(2)
+        .text("a")
+        .text("b");
     extra(content);
     return content;
   };
   EXPECT_EQ(read_gguf_tokenizer(open(with([](GgufBytes&) {}, 0))).token_types, (std::vector<std::int32_t>{1, 1}));
-  expect_refused([&] { read_gguf_tokenizer(open(with([](GgufBytes& c) { c.value_u32("tokenizer.ggml.eos_token_id", 2); }, 1))); }, "vocabulary");
-  expect_refused([&] { read_gguf_tokenizer(open(with([](GgufBytes& c) { c.text("tokenizer.ggml.token_type").u32(9).u32(5).u64(1).u32(1); }, 1))); },
-                 "token types");
-  expect_refused([&] { read_gguf_tokenizer(open(with([](GgufBytes& c) { c.text("tokenizer.ggml.scores").u32(9).u32(6).u64(1).u32(0); }, 1))); },
-                 "scores");
+  expect_refused(
+      [&] { read_gguf_tokenizer(open(with([](GgufBytes& c) { c.value_u32("tokenizer.ggml.eos_token_id", 2); }, 1))); },
+      "vocabulary");
+  expect_refused(
+      [&] {
+        read_gguf_tokenizer(
+            open(with([](GgufBytes& c) { c.text("tokenizer.ggml.token_type").u32(9).u32(5).u64(1).u32(1); }, 1)));
+      },
+      "token types");
+  expect_refused(
+      [&] {
+        read_gguf_tokenizer(
+            open(with([](GgufBytes& c) { c.text("tokenizer.ggml.scores").u32(9).u32(6).u64(1).u32(0); }, 1)));
+      },
+      "scores");
   expect_refused([&] { read_gguf_tokenizer(open(GgufBytes().header(0, 0))); }, "no tokenizer");
 }
 

@@ -11,7 +11,8 @@ namespace {
 Tensor random_tensor(Random& random, Shape shape) {
   Tensor tensor(DType::f32, std::move(shape));
   // Multiples of 1/256 are exact in F16, so that storing them loses nothing.
-  for (float& v : tensor.mutable_as<float>()) v = static_cast<float>(static_cast<int>(random.below(513)) - 256) / 256.0F;
+  for (float& v : tensor.mutable_as<float>())
+    v = static_cast<float>(static_cast<int>(random.below(513)) - 256) / 256.0F;
   return tensor;
 }
 
@@ -53,8 +54,8 @@ Compensator random_compensator(Random& random, std::shared_ptr<const Compensator
     return values;
   };
   result.b_scales = fill(result.rank, f32_to_f16);
-  result.gate = {hidden, fill(hidden * a->rows, f32_to_bf16), fill(hidden, f32_to_bf16), fill(result.rank * hidden, f32_to_bf16),
-                 fill(hidden > 0 ? result.rank : 0, f32_to_bf16)};
+  result.gate = {hidden, fill(hidden * a->rows, f32_to_bf16), fill(hidden, f32_to_bf16),
+                 fill(result.rank * hidden, f32_to_bf16), fill(hidden > 0 ? result.rank : 0, f32_to_bf16)};
   result.a = std::move(a);
   return result;
 }
@@ -79,8 +80,10 @@ void expect_same_linear(const LinearModule& a, const LinearModule& b, const std:
   ASSERT_EQ(a.compensator.has_value(), b.compensator.has_value()) << name;
   if (!a.compensator) return;
   const Compensator &x = *a.compensator, &y = *b.compensator;
-  EXPECT_EQ(std::tie(x.rank, x.gate_rows, x.out_features, x.b, x.b_scales), std::tie(y.rank, y.gate_rows, y.out_features, y.b, y.b_scales));
-  EXPECT_EQ(std::tie(x.a->rows, x.a->cols, x.a->values, x.a->scales), std::tie(y.a->rows, y.a->cols, y.a->values, y.a->scales));
+  EXPECT_EQ(std::tie(x.rank, x.gate_rows, x.out_features, x.b, x.b_scales),
+            std::tie(y.rank, y.gate_rows, y.out_features, y.b, y.b_scales));
+  EXPECT_EQ(std::tie(x.a->rows, x.a->cols, x.a->values, x.a->scales),
+            std::tie(y.a->rows, y.a->cols, y.a->values, y.a->scales));
   EXPECT_EQ(std::tie(x.gate.hidden, x.gate.w1, x.gate.b1, x.gate.w2, x.gate.b2),
             std::tie(y.gate.hidden, y.gate.w1, y.gate.b1, y.gate.w2, y.gate.b2));
 }
@@ -179,8 +182,8 @@ ModelWeights tiny_model(const TinyOptions& options) {
 void add_compensators(ModelWeights& weights, std::int64_t hidden) {
   Random random(23);
   const auto shared = random_input(random, 5, weights.config.hidden_size);
-  const auto add = [&](std::int64_t layer, LinearKind kind, std::shared_ptr<const CompensatorInput> a, std::int64_t gate_rows,
-                       std::int64_t gate_hidden) {
+  const auto add = [&](std::int64_t layer, LinearKind kind, std::shared_ptr<const CompensatorInput> a,
+                       std::int64_t gate_rows, std::int64_t gate_hidden) {
     weights.linear(ModuleId::of(layer, kind)).compensator =
         random_compensator(random, std::move(a), gate_rows, out_features(weights.config, kind), gate_hidden);
   };
@@ -194,10 +197,12 @@ void add_compensators(ModelWeights& weights, std::int64_t hidden) {
 
 void expect_same_model(const ModelWeights& a, const ModelWeights& b) {
   const ModelConfig &x = a.config, &y = b.config;
-  EXPECT_EQ(std::tie(x.hidden_size, x.intermediate_size, x.num_hidden_layers, x.num_attention_heads, x.num_key_value_heads, x.head_dim,
-                     x.vocab_size, x.max_position_embeddings, x.rope_theta, x.tie_word_embeddings, x.bos_token_id, x.eos_token_ids),
-            std::tie(y.hidden_size, y.intermediate_size, y.num_hidden_layers, y.num_attention_heads, y.num_key_value_heads, y.head_dim,
-                     y.vocab_size, y.max_position_embeddings, y.rope_theta, y.tie_word_embeddings, y.bos_token_id, y.eos_token_ids));
+  EXPECT_EQ(std::tie(x.hidden_size, x.intermediate_size, x.num_hidden_layers, x.num_attention_heads,
+                     x.num_key_value_heads, x.head_dim, x.vocab_size, x.max_position_embeddings, x.rope_theta,
+                     x.tie_word_embeddings, x.bos_token_id, x.eos_token_ids),
+            std::tie(y.hidden_size, y.intermediate_size, y.num_hidden_layers, y.num_attention_heads,
+                     y.num_key_value_heads, y.head_dim, y.vocab_size, y.max_position_embeddings, y.rope_theta,
+                     y.tie_word_embeddings, y.bos_token_id, y.eos_token_ids));
   EXPECT_FLOAT_EQ(static_cast<float>(x.rms_norm_eps), static_cast<float>(y.rms_norm_eps));
   expect_same_tensor(a.embed_tokens, b.embed_tokens, "embed_tokens");
   ASSERT_EQ(a.lm_head.empty(), b.lm_head.empty());
@@ -206,7 +211,8 @@ void expect_same_model(const ModelWeights& a, const ModelWeights& b) {
   ASSERT_EQ(a.layers.size(), b.layers.size());
   for (std::size_t i = 0; i < a.layers.size(); ++i) {
     expect_same_tensor(a.layers[i].input_layernorm, b.layers[i].input_layernorm, "input_layernorm");
-    expect_same_tensor(a.layers[i].post_attention_layernorm, b.layers[i].post_attention_layernorm, "post_attention_layernorm");
+    expect_same_tensor(a.layers[i].post_attention_layernorm, b.layers[i].post_attention_layernorm,
+                       "post_attention_layernorm");
   }
   for (int index = 0; index < module_count(a.config); ++index) {
     expect_same_linear(a.linear({index}), b.linear({index}), ModuleId{index}.name());

@@ -16,7 +16,9 @@
 
 namespace spear {
 
-inline std::filesystem::path data_file(const std::string& name) { return std::filesystem::path(SPEAR_TEST_DATA) / name; }
+inline std::filesystem::path data_file(const std::string& name) {
+  return std::filesystem::path(SPEAR_TEST_DATA) / name;
+}
 
 /// Writes without syncing, so that thousands of damaged variants are cheap.
 void write_raw(const std::filesystem::path& path, std::string_view bytes);

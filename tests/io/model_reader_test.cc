@@ -100,9 +100,15 @@ TEST_F(HuggingFace, OptionsThatChangeResultsAreRefusedByName) {
 
 TEST_F(HuggingFace, NeutralOptionsAreAccepted) {
   json config = config_;
-  config.update({{"attention_bias", false}, {"rope_scaling", nullptr}, {"sliding_window", nullptr}, {"partial_rotary_factor", 1.0},
-                 {"layer_types", {"full_attention", "full_attention"}}, {"pretraining_tp", 1}, {"_name_or_path", "x"},
-                 {"attention_dropout", 0.0}, {"quantization_config", nullptr}});
+  config.update({{"attention_bias", false},
+                 {"rope_scaling", nullptr},
+                 {"sliding_window", nullptr},
+                 {"partial_rotary_factor", 1.0},
+                 {"layer_types", {"full_attention", "full_attention"}},
+                 {"pretraining_tp", 1},
+                 {"_name_or_path", "x"},
+                 {"attention_dropout", 0.0},
+                 {"quantization_config", nullptr}});
   EXPECT_NO_THROW(read(config));
   config.erase("rope_theta");
   config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 1234.5}};
@@ -125,8 +131,12 @@ TEST_F(HuggingFace, OtherQuantizationsAreNamed) {
     return [this] { read(config_); };
   };
   expect_refused(with({{"quant_method", "gptq"}, {"bits", 4}}), "quant_method = \"gptq\"");
-  const json good = {{"quant_method", "compressed-tensors"}, {"format", "pack-quantized"},
-                     {"config_groups", {{"group_0", {{"targets", {"Linear"}}, {"weights", {{"num_bits", 4}, {"type", "int"}, {"strategy", "channel"}}}}}}}};
+  const json good = {
+      {"quant_method", "compressed-tensors"},
+      {"format", "pack-quantized"},
+      {"config_groups",
+       {{"group_0",
+         {{"targets", {"Linear"}}, {"weights", {{"num_bits", 4}, {"type", "int"}, {"strategy", "channel"}}}}}}}};
   EXPECT_NO_THROW(with(good)()) << "a quantized config may leave every linear dense";
   const auto spoiled = [&](const char* pointer, const json& value) {
     json bad = good;
@@ -152,11 +162,13 @@ TEST_F(HuggingFace, OtherQuantizationsAreNamed) {
 }
 
 TEST_F(HuggingFace, ConfigValuesThatMakeNoSense) {
-  for (const char* key : {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}) {
+  for (const char* key :
+       {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}) {
     json config = config_;
     config.erase(key);
     expect_refused([&] { read(config); }, key);
-    for (const json& value : {json(0), json(-1), json(1.5), json("7"), json(INT64_MAX), json(UINT64_MAX), json::array()}) {
+    for (const json& value :
+         {json(0), json(-1), json(1.5), json("7"), json(INT64_MAX), json(UINT64_MAX), json::array()}) {
       config[key] = value;
       expect_refused([&] { read(config); }, "");
     }
@@ -186,7 +198,8 @@ TEST_F(HuggingFace, TensorsMissingMisshapenOrUnknown) {
   refused([&](TensorMap& t) { t[q + "weight"] = Tensor(DType::i8, {32, 32}); }, "dtype I8");
   refused([&](TensorMap& t) { t[q + "bias"] = Tensor(DType::f32, {32}); }, q + "bias");
   refused([&](TensorMap& t) { t["model.norm.weight"] = Tensor(DType::f32, {31}); }, "model.norm.weight");
-  refused([&](TensorMap& t) { t["model.layers.2.input_layernorm.weight"] = Tensor(DType::f32, {32}); }, "model.layers.2");
+  refused([&](TensorMap& t) { t["model.layers.2.input_layernorm.weight"] = Tensor(DType::f32, {32}); },
+          "model.layers.2");
   change_tensors([](TensorMap& t) {
     t["model.layers.0.self_attn.rotary_emb.inv_freq"] = Tensor(DType::f32, {8});
     t["lm_head.weight"] = Tensor(DType::f32, {40, 32});
@@ -239,7 +252,8 @@ TEST_F(HuggingFace, ShardedEqualsSingle) {
     shards[shard][name] = tensor;
     index["weight_map"][name] = fmt::format("model-0000{}-of-00002.safetensors", shard + 1);
   }
-  for (int i = 0; i < 2; ++i) write_safetensors(directory_ / fmt::format("model-0000{}-of-00002.safetensors", i + 1), shards[i], {});
+  for (int i = 0; i < 2; ++i)
+    write_safetensors(directory_ / fmt::format("model-0000{}-of-00002.safetensors", i + 1), shards[i], {});
   write_raw(directory_ / "model.safetensors.index.json", index.dump());
   expect_same_model(read_model(directory_.path()), read_model(data_file("tiny-llama")));
 }

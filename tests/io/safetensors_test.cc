@@ -20,7 +20,8 @@ TensorMap sample() {
   tensors["halves"] = tensors["floats"].to(DType::f16);
   tensors["brains"] = tensors["floats"].to(DType::bf16);
   Tensor bytes(DType::i8, {5});
-  for (int i = 0; i < 5; ++i) bytes.mutable_as<std::int8_t>()[static_cast<std::size_t>(i)] = static_cast<std::int8_t>(i - 2);
+  for (int i = 0; i < 5; ++i)
+    bytes.mutable_as<std::int8_t>()[static_cast<std::size_t>(i)] = static_cast<std::int8_t>(i - 2);
   tensors["bytes"] = bytes;
   tensors["empty"] = Tensor(DType::f32, {0, 4});
   tensors["scalar"] = Tensor::from_floats({}, std::vector<float>{42});
@@ -55,7 +56,8 @@ TEST_F(SafetensorsFile, RoundTripKeepsEveryByte) {
     const Tensor& other = back.tensors.at(name);
     EXPECT_EQ(tensor.dtype(), other.dtype()) << name;
     EXPECT_EQ(tensor.shape(), other.shape()) << name;
-    EXPECT_TRUE(std::equal(tensor.bytes().begin(), tensor.bytes().end(), other.bytes().begin(), other.bytes().end())) << name;
+    EXPECT_TRUE(std::equal(tensor.bytes().begin(), tensor.bytes().end(), other.bytes().begin(), other.bytes().end()))
+        << name;
     EXPECT_EQ(reinterpret_cast<std::uintptr_t>(other.bytes().data()) % element_bytes(other.dtype()), 0U) << name;
   }
 }
@@ -80,7 +82,11 @@ TEST_F(SafetensorsFile, ReadsWhatTheReferenceLibraryWrote) {
 TEST_F(SafetensorsFile, UnalignedDataIsCopied) {
   const float value = 2.5F;
   const std::string data = "x" + std::string(reinterpret_cast<const char*>(&value), 4);
-  write_raw(path_, raw_file(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})", data));
+  write_raw(
+      path_,
+      raw_file(
+          R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[1],"data_offsets":[1,5]}})",
+          data));
   const auto file = read_safetensors(path_);
   EXPECT_EQ(file.tensors.at("b").as<float>()[0], 2.5F);
   EXPECT_EQ(reinterpret_cast<std::uintptr_t>(file.tensors.at("b").bytes().data()) % 4, 0U);
@@ -95,7 +101,9 @@ TEST_F(SafetensorsFile, MinimalFilesAreLegal) {
 
 TEST_F(SafetensorsFile, OffsetsMustTileTheData) {
   const auto two = [](const char* a, const char* b) {
-    return fmt::format(R"({{"a":{{"dtype":"I8","shape":[4],"data_offsets":{}}},"b":{{"dtype":"I8","shape":[4],"data_offsets":{}}}}})", a, b);
+    return fmt::format(
+        R"({{"a":{{"dtype":"I8","shape":[4],"data_offsets":{}}},"b":{{"dtype":"I8","shape":[4],"data_offsets":{}}}}})",
+        a, b);
   };
   EXPECT_NO_THROW(read(two("[0,4]", "[4,8]"), "12345678"));
   EXPECT_NO_THROW(read(two("[4,8]", "[0,4]"), "12345678"));
@@ -174,10 +182,12 @@ class Sharded : public testing::Test {
  protected:
   void SetUp() override {
     write_safetensors(directory_ / "one.safetensors", {{"a", Tensor(DType::f32, {2})}}, {});
-    write_safetensors(directory_ / "two.safetensors", {{"b", Tensor(DType::f32, {3})}, {"c", Tensor(DType::f32, {1})}}, {});
+    write_safetensors(directory_ / "two.safetensors", {{"b", Tensor(DType::f32, {3})}, {"c", Tensor(DType::f32, {1})}},
+                      {});
   }
   void index(const std::string& weight_map) {
-    write_raw(directory_ / "model.safetensors.index.json", R"({"metadata":{"total_size":24},"weight_map":)" + weight_map + "}");
+    write_raw(directory_ / "model.safetensors.index.json",
+              R"({"metadata":{"total_size":24},"weight_map":)" + weight_map + "}");
   }
   void expect_index_refused(const std::string& weight_map, const std::string& text) {
     index(weight_map);
@@ -199,8 +209,8 @@ TEST_F(Sharded, RefusesWhatDoesNotFit) {
   expect_index_refused(R"({"a":"one.safetensors","b":"one.safetensors"})", "'b' is not in its shard");
   expect_index_refused(R"({"a":1})", "not a name");
   expect_index_refused("[]", "no weight_map");
-  for (const char* name : {"../one.safetensors", "/etc/one.safetensors", "sub/one.safetensors", "..", "", "one.bin", "a\\\\b.safetensors",
-                           "./one.safetensors", "one.safetensors/", "a\\u0000.safetensors"}) {
+  for (const char* name : {"../one.safetensors", "/etc/one.safetensors", "sub/one.safetensors", "..", "", "one.bin",
+                           "a\\\\b.safetensors", "./one.safetensors", "one.safetensors/", "a\\u0000.safetensors"}) {
     expect_index_refused(fmt::format(R"({{"a":"{}"}})", name), "shard name");
   }
   write_raw(directory_ / "model.safetensors.index.json", "{");

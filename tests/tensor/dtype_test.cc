@@ -20,8 +20,9 @@ struct Format {
     const int bias = (1 << (exponent_bits - 1)) - 1;
     const int exponent = static_cast<int>(bits >> mantissa_bits) & ((1 << exponent_bits) - 1);
     const double mantissa = static_cast<double>(bits & ((1U << mantissa_bits) - 1));
-    const double magnitude = exponent == 0 ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
-                                           : std::ldexp(mantissa + std::ldexp(1.0, mantissa_bits), exponent - bias - mantissa_bits);
+    const double magnitude =
+        exponent == 0 ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
+                      : std::ldexp(mantissa + std::ldexp(1.0, mantissa_bits), exponent - bias - mantissa_bits);
     return (bits & 0x8000U) != 0 ? -magnitude : magnitude;
   }
 };

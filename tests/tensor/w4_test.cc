@@ -38,7 +38,8 @@ TEST(W4Matrix, EveryNibblePositionWithWidthsNotDivisibleBy8) {
         ASSERT_EQ(matrix.code(row, col), code);
         ASSERT_EQ(values[static_cast<std::size_t>(row * cols + col)], 0.5F * static_cast<float>(code - 8));
       }
-      for (std::int64_t col = cols; col < matrix.words_per_row() * 8; ++col) ASSERT_EQ(matrix.code(row, col), 8) << "padding";
+      for (std::int64_t col = cols; col < matrix.words_per_row() * 8; ++col)
+        ASSERT_EQ(matrix.code(row, col), 8) << "padding";
     }
   }
 }
