@@ -85,17 +85,24 @@ inline Vec load_f16(const std::uint16_t* p) {
 }
 
 inline Vec load_bf16(const std::uint16_t* p) {
-  IntVec bits;
-  for (int i = 0; i < kLanes; ++i) bits[i] = static_cast<std::uint32_t>(p[i]) << 16;
+  std::uint16_t __attribute__((vector_size(2 * kLanes))) narrow;
+  std::memcpy(&narrow, p, sizeof narrow);
+  const IntVec bits = __builtin_convertvector(narrow, IntVec) << 16;
   Vec v;
   std::memcpy(&v, &bits, sizeof v);
   return v;
 }
 
 inline Vec load_i8(const std::int8_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
   Vec v;
   for (int i = 0; i < kLanes; ++i) v[i] = static_cast<float>(p[i]);
   return v;
+#endif
 }
 
 /// out[8 i + j] = scale * (nibble j of word i - zero). The product is exact: an 11-bit scale times a 5-bit integer.
