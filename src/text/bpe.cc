@@ -85,7 +85,8 @@ BpeModel::BpeModel(Vocabulary vocabulary, const std::string& where)
   merges_.reserve(vocabulary.merges.size());
   for (std::size_t rank = 0; rank < vocabulary.merges.size(); ++rank) {
     const auto& [left, right] = vocabulary.merges[rank];
-    const std::uint64_t pair = key(id_of(left, rank), id_of(right, rank));
+    const std::int32_t left_id = id_of(left, rank), right_id = id_of(right, rank);
+    const std::uint64_t pair = key(left_id, right_id);
     merges_[pair] = {static_cast<std::int32_t>(rank), id_of(left + right, rank)};  // the last of equal merges counts
   }
 }

@@ -21,10 +21,13 @@ std::string ChatTemplate::render(const nlohmann::ordered_json& messages, bool ad
                                  const nlohmann::ordered_json& extra) const {
   if (!messages.is_array()) throw usage_error("messages must be an array", "chat template");
   if (!extra.is_object()) throw usage_error("extra variables must be an object", "chat template");
-  nlohmann::ordered_json variables = tokens;
-  for (const auto& [name, value] : extra.items()) variables[name] = value;
-  variables["messages"] = messages;
-  variables["add_generation_prompt"] = add_generation_prompt;
+  const nlohmann::ordered_json named = tokens, generation_prompt = add_generation_prompt;
+  jinja::Variables variables;
+  for (const nlohmann::ordered_json* group : {&named, &extra}) {
+    for (const auto& [name, value] : group->items()) variables[name] = &value;
+  }
+  variables["messages"] = &messages;
+  variables["add_generation_prompt"] = &generation_prompt;
   return jinja::interpret(*root_, variables, limits_);
 }
 

@@ -60,6 +60,11 @@ Value map_attribute(const Value& input, const Arguments& arguments, Budget& budg
 }
 
 Value length(const Value& input, Budget& budget) {
+  if (const std::string* text = input.text()) {
+    budget.step(input.weight);
+    return {static_cast<std::int64_t>(
+        std::count_if(text->begin(), text->end(), [](char c) { return (c & 0xC0) != 0x80; }))};
+  }
   return {static_cast<std::int64_t>(input.list() != nullptr ? input.list()->size() : elements(input, budget).size())};
 }
 
@@ -96,15 +101,24 @@ Value to_int_filter(const Value& input, const Arguments& arguments, Budget&) {
   return fallback != nullptr ? *fallback : Value{std::int64_t{0}};
 }
 
-template <int kSide>
-Value strip_filter(const Value& v, const Arguments& a, Budget& b) {
-  a.check(1);
-  return strip(v, a.find(0, "chars"), kSide, b);
+/// Filters take anything that prints, methods are those of texts.
+enum class Call { filter, method };
+Value subject(Call call, const Value& value, Budget& budget) {
+  return call == Call::method || value.text() != nullptr ? value : budget.text(to_text(value));
 }
-template <bool kUpper>
-Value case_filter(const Value& v, const Arguments& a, Budget& b) {
+template <Call kCall, int kSide>
+Value strip_call(const Value& v, const Arguments& a, Budget& b) {
+  a.check(1);
+  return strip(subject(kCall, v, b), a.find(0, "chars"), kSide, b);
+}
+template <Call kCall, bool kUpper>
+Value case_call(const Value& v, const Arguments& a, Budget& b) {
   a.check(0);
-  return change_case(v, kUpper, b);
+  return change_case(subject(kCall, v, b), kUpper, b);
+}
+template <Call kCall>
+Value replace_call(const Value& v, const Arguments& a, Budget& b) {
+  return replace(subject(kCall, v, b), a, b);
 }
 template <bool kByAttribute, bool kKeep>
 Value choose_filter(const Value& v, const Arguments& a, Budget& b) {
@@ -113,15 +127,15 @@ Value choose_filter(const Value& v, const Arguments& a, Budget& b) {
 
 const std::map<std::string, FilterFunction, std::less<>>& filter_table() {
   static const std::map<std::string, FilterFunction, std::less<>> table = {
-      {"trim", strip_filter<0>},
+      {"trim", strip_call<Call::filter, 0>},
       {"tojson", to_json_filter},
       {"default", default_filter},
       {"d", default_filter},
       {"length", [](const Value& v, const Arguments& a, Budget& b) { return a.check(0), length(v, b); }},
       {"count", [](const Value& v, const Arguments& a, Budget& b) { return a.check(0), length(v, b); }},
-      {"upper", case_filter<true>},
-      {"lower", case_filter<false>},
-      {"replace", replace},
+      {"upper", case_call<Call::filter, true>},
+      {"lower", case_call<Call::filter, false>},
+      {"replace", replace_call<Call::filter>},
       {"join",
        [](const Value& v, const Arguments& a, Budget& b) {
          a.check(1, {"d"});
@@ -183,13 +197,13 @@ const std::map<std::string, FilterFunction, std::less<>>& method_table() {
     return *v.dict();
   };
   static const std::map<std::string, FilterFunction, std::less<>> table = {
-      {"strip", strip_filter<0>},
-      {"lstrip", strip_filter<-1>},
-      {"rstrip", strip_filter<1>},
+      {"strip", strip_call<Call::method, 0>},
+      {"lstrip", strip_call<Call::method, -1>},
+      {"rstrip", strip_call<Call::method, 1>},
       {"split", split},
-      {"replace", replace},
-      {"upper", case_filter<true>},
-      {"lower", case_filter<false>},
+      {"replace", replace_call<Call::method>},
+      {"upper", case_call<Call::method, true>},
+      {"lower", case_call<Call::method, false>},
       {"startswith", [](const Value& v, const Arguments& a, Budget&) { return Value{starts_or_ends(v, a, true)}; }},
       {"endswith", [](const Value& v, const Arguments& a, Budget&) { return Value{starts_or_ends(v, a, false)}; }},
       {"join",

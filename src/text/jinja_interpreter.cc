@@ -14,10 +14,10 @@ class Interpreter {
  public:
   explicit Interpreter(const TemplateLimits& limits) : budget_(limits) {}
 
-  std::string run(const Block& root, const nlohmann::ordered_json& variables) {
+  std::string run(const Block& root, const Variables& variables) {
     scopes_.emplace_back();
     located({}, [&] {
-      for (const auto& [name, value] : variables.items()) scopes_.back()[name] = budget_.from_json(value);
+      for (const auto& [name, value] : variables) scopes_.back()[name] = budget_.from_json(*value);
     });
     scopes_.emplace_back();
     execute(root);
@@ -96,6 +96,7 @@ class Interpreter {
     }
     if (items.empty() && statement.branches.size() == 2) return execute(statement.branches[1].second);
     for (std::size_t i = 0; i < items.size(); ++i) {
+      budget_.step(8);  // about what the loop variable costs
       scopes_.emplace_back();
       scopes_.back()["loop"] = loop_variable(items, i);
       bind(statement, items[i]);
@@ -268,7 +269,7 @@ class Interpreter {
 
 }  // namespace
 
-std::string interpret(const Block& root, const nlohmann::ordered_json& variables, const TemplateLimits& limits) {
+std::string interpret(const Block& root, const Variables& variables, const TemplateLimits& limits) {
   return Interpreter(limits).run(root, variables);
 }
 

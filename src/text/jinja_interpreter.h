@@ -1,13 +1,18 @@
 // Runs a parsed template.
 #pragma once
 
+#include <map>
+#include <nlohmann/json.hpp>
 #include <string>
 
 #include "text/jinja_ast.h"
 
 namespace spear::jinja {
 
-/// `variables` are the globals. Throws Error(bad_input) with line and column.
-std::string interpret(const Block& root, const nlohmann::ordered_json& variables, const TemplateLimits& limits);
+/// Global variables by name. Pointers, because copying JSON recurses, and its depth isn't known yet.
+using Variables = std::map<std::string, const nlohmann::ordered_json*>;
+
+/// Throws Error(bad_input) with line and column.
+std::string interpret(const Block& root, const Variables& variables, const TemplateLimits& limits);
 
 }  // namespace spear::jinja

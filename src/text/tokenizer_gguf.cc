@@ -37,7 +37,10 @@ json post_processor_of(const GgufTokenizer& gguf, const std::string& where) {
   json special = json::object();
   const auto piece = [&](std::optional<std::int64_t> id, const char* name) -> json {
     if (!id) throw bad_input(std::string("the tokenizer adds ") + name + " but names none", where);
-    const std::string& text = gguf.tokens.at(static_cast<std::size_t>(*id));
+    if (*id < 0 || static_cast<std::uint64_t>(*id) >= gguf.tokens.size()) {
+      throw bad_input(std::string("the id of ") + name + " lies outside the vocabulary", where);
+    }
+    const std::string& text = gguf.tokens[static_cast<std::size_t>(*id)];
     special[text] = {{"id", text}, {"ids", {*id}}, {"tokens", {text}}};
     return {{"SpecialToken", {{"id", text}, {"type_id", 0}}}};
   };

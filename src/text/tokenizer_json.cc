@@ -78,12 +78,23 @@ void add_frame(const json& spec, const std::string& where, SpecialFrame& frame, 
 }  // namespace
 
 json parse_model_json(const std::string& text, const std::string& where) {
-  const auto limit_depth = [&](int depth, json::parse_event_t, json&) {
-    if (depth > 64) throw bad_input("the JSON is nested too deeply", where);
-    return true;
-  };
+  // Whoever walks or writes the document recurses; checking first is faster than a callback for every value.
+  int depth = 0;
+  bool quoted = false;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (quoted && c == '\\') {
+      ++i;
+    } else if (c == '"') {
+      quoted = !quoted;
+    } else if (!quoted && (c == '[' || c == '{') && ++depth > 64) {
+      throw bad_input("the JSON is nested too deeply", where);
+    } else if (!quoted && (c == ']' || c == '}')) {
+      --depth;
+    }
+  }
   try {
-    return json::parse(text, limit_depth);
+    return json::parse(text);
   } catch (const json::exception& e) {
     throw bad_input(std::string("malformed JSON: ") + e.what(), where, "fetch the model again; the file is damaged");
   }

@@ -1,0 +1,215 @@
+#include "text/chat_template.h"
+
+#include <set>
+
+#include "text/tokenizer.h"
+#include "text_test_util.h"
+
+namespace spear {
+namespace {
+
+using nlohmann::ordered_json;
+
+const std::map<std::string, std::string> kTokens = {{"bos_token", "<s>"}, {"eos_token", "</s>"}};
+constexpr const char* kChatml =
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}";
+
+std::string render(std::string_view source, const ordered_json& extra = ordered_json::object(),
+                   TemplateLimits limits = {}) {
+  return ChatTemplate(source, limits).render(ordered_json::array(), false, kTokens, extra);
+}
+
+// jinja2 renders these; we refuse them by name.
+const std::set<std::string> kOutsideTheSubset = {
+    "{{ 10 ** 2 }}", "{{ 1e400 is defined }}", "{{ 1e16 is defined }}", "{{ 1.5e3 }}", "{{ 'a' * 3 }}", "{{ {} }}",
+};
+
+TEST(ChatTemplate, RendersAsJinja2) {
+  const auto golden = ordered_json::parse(read_text_file(text_data("template_golden.json")));
+  int rendered = 0, refused = 0;
+  for (const ordered_json& item : golden["cases"]) {
+    const std::string source = golden["templates"][item["template"].get<std::size_t>()];
+    const ordered_json& messages = golden["conversations"][item["messages"].get<std::size_t>()];
+    const bool fails = item.contains("error") || kOutsideTheSubset.contains(source);
+    try {
+      const std::string text =
+          ChatTemplate(source).render(messages, item["add_generation_prompt"], kTokens, item["extra"]);
+      EXPECT_FALSE(fails) << source.substr(0, 200) << "\ngave " << text
+                          << "\nbut should fail: " << item.value("error", "");
+      if (!fails) {
+        EXPECT_EQ(text, item["text"].get<std::string>()) << source.substr(0, 200) << "\n" << messages.dump();
+      }
+      ++rendered;
+    } catch (const Error& error) {
+      const bool prints_container = error.problem().find("not supported (use tojson)") != std::string::npos;
+      EXPECT_TRUE(fails || prints_container) << source.substr(0, 200) << "\n"
+                                             << messages.dump() << "\n"
+                                             << error.what();
+      EXPECT_NE(error.where().find("chat template, line "), std::string::npos) << error.what();
+      ++refused;
+    }
+  }
+  EXPECT_GT(rendered, 400);
+  EXPECT_GT(refused, 50);
+}
+
+TEST(ChatTemplate, RaisedExceptionIsTheMessage) {
+  const ChatTemplate chat("line one\n  {{ raise_exception('Roles must alternate') }}");
+  try {
+    chat.render(ordered_json::array(), false, kTokens);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.problem(), "Roles must alternate");
+    EXPECT_EQ(error.where(), "chat template, line 2, column 6");
+  }
+}
+
+TEST(ChatTemplate, RefusesWithLineAndColumn) {
+  const std::pair<std::string, std::string> cases[] = {
+      {"{% macro f() %}{% endmacro %}", "line 1, column 4: the statement 'macro' is not supported"},
+      {"a\n{% include 'x' %}", "line 2, column 4: the statement 'include'"},
+      {"{{ x | bogus }}", "line 1, column 6: the filter 'bogus' is not supported"},
+      {"{{ x is bogus }}", "the test 'bogus' is not supported"},
+      {"{{ x.__class__() }}", "the method '__class__' is not supported"},
+      {"{{ x.format(1) }}", "the method 'format' is not supported"},
+      {"{{ f(1)(2) }}", "only functions and methods"},
+      {"{{ f(*x) }}", "'*' in a call"},
+      {"{{ (1, 2) }}", "tuples"},
+      {"{% set x %}a{% endset %}", "block assignments"},
+      {"{% for x in y recursive %}{% endfor %}", "recursive"},
+      {"{% if x %}", "expected {% endif %}"},
+      {"{% for x in y %}", "expected {% endfor %}"},
+      {"{% endif %}", "unexpected 'endif'"},
+      {"{% if x %}{% endfor %}{% endif %}", "'endfor'"},
+      {"{{ x", "{{ is not closed"},
+      {"{{ 'x }}", "a string is not closed"},
+      {"{# x", "a comment is not closed"},
+      {"{% %}", "expected a name"},
+      {"{{ }}", "expected an expression"},
+      {"{{ 1 2 }}", "expected }} instead of '2'"},
+      {"{{ [1 }}", "unexpected '}'"},
+      {"{{ x ? }}", "unexpected character"},
+      {"{{ '\\ud800' }}", "surrogate"},
+      {"{{ '\\xg0' }}", "malformed escape"},
+      {"{{ '\\N{DASH}' }}", "\\N"},
+      {"{{ 99999999999999999999 }}", "too many digits"},
+      {"{{ nope('x') }}", "'nope' is not a function"},
+      {"{{ [1] }}", "use tojson"},
+      {"{{ 9223372036854775807 }}", "digits"},
+      {"{{ 999999999999999999 * 999999999999999999 }}", "overflow"},
+      {"{% set x.y = 1 %}", "not a namespace"},
+      {"{% for a, b in [[1]] %}{% endfor %}", "2 names for 1 values"},
+      {"\xFF", "not UTF-8"},
+  };
+  for (const auto& [source, message] : cases) expect_refused([&] { render(source); }, message);
+}
+
+TEST(ChatTemplate, ArgumentsAreChecked) {
+  const ChatTemplate chat(kChatml);
+  expect_refused([&] { chat.render({{"role", "user"}}, false, kTokens); }, "array", ExitCode::usage);
+  expect_refused([&] { chat.render(ordered_json::array(), false, kTokens, 5); }, "object", ExitCode::usage);
+  expect_refused([&] { chat.render({{{"role", "user"}, {"content", "\xFF"}}}, false, kTokens); }, "UTF-8");
+  expect_refused([&] { chat.render({{{"role", "user"}, {"content", 5}}}, false, kTokens); }, "can't combine");
+  ordered_json nested = 1;
+  for (int i = 0; i < 100000; ++i) {
+    ordered_json outer = ordered_json::array();
+    outer.push_back(std::move(nested));
+    nested = std::move(outer);
+  }
+  expect_refused([&] { chat.render(nested, false, kTokens); }, "nested");
+}
+
+std::string repeat(const std::string& text, int count) {
+  std::string out;
+  for (int i = 0; i < count; ++i) out += text;
+  return out;
+}
+
+TEST(ChatTemplateHostile, NestingIsBounded) {
+  const int n = 100000;
+  for (const std::string& source :
+       {"{{ " + repeat("(", n) + "1" + repeat(")", n) + " }}", "{{ " + repeat("[", n) + repeat("]", n) + " }}",
+        "{{ " + repeat("not ", n) + "1 }}", "{{ " + repeat("-", n) + "1 }}", "{{ 1" + repeat(" + 1", n) + " }}",
+        "{{ x" + repeat("|trim", n) + " }}", "{{ x" + repeat(".x", n) + " }}",
+        "{{ 1" + repeat(" if 1 else 1", n) + " }}", "{{ 1" + repeat(" if 1", n) + " }}",
+        "{{ 1" + repeat(" is eq 1", n) + " }}", "{{ range" + repeat("(range", n), "{{ " + repeat("{'a':", n),
+        "{{ 1" + repeat(" == 1 and 1", n) + " }}", repeat("{% if 1 %}", n), repeat("{% for x in 'a' %}", n)}) {
+    EXPECT_THROW(render(source), Error) << source.substr(0, 40);
+  }
+  EXPECT_EQ(render("{{ 1" + repeat(" + 1", 300) + " }}"), "301");
+  EXPECT_EQ(render("{% if false %}" + repeat("{% elif false %}", 5000) + "{% else %}x{% endif %}"), "x");
+}
+
+TEST(ChatTemplateHostile, WorkAndOutputAreBounded) {
+  expect_refused([] { render(std::string(2 << 20, 'a')); }, "longer than");
+  expect_refused([] { render("{% for i in range(9000000) %}{% endfor %}"); }, "steps");
+  expect_refused([] { render(repeat("{% for i in range(1000) %}", 5) + repeat("{% endfor %}", 5)); }, "steps");
+  expect_refused(
+      [] {
+        render("{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}");
+      },
+      "grows beyond");
+  expect_refused(
+      [] {
+        render(
+            "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x.replace('a', 'aaab') %}{% "
+            "endfor %}");
+      },
+      "beyond");
+  const std::string grow = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}";
+  expect_refused([&] { render(grow + "{% set ns.x = ns.x + ns.x %}{% endfor %}"); }, "");
+  expect_refused([&] { render(grow + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}"); }, "");
+  expect_refused([&] { render(grow + "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x == ns.x }}"); }, "");
+  expect_refused(
+      [&] { render("{% set ns = namespace(x=[]) %}{% for i in range(99) %}{% set ns.x = [ns.x] %}{% endfor %}"); },
+      "nested");
+  expect_refused([] { render("{% set ns = namespace() %}{% set ns.ns = ns %}"); }, "namespace");
+  expect_refused([] { render("{% set ns = namespace() %}{{ [ns] | tojson }}"); }, "namespace");
+  expect_refused(
+      [] { render("{% for i in range(100) %}0123456789{% endfor %}", ordered_json::object(), {.output_bytes = 500}); },
+      "500 bytes");
+}
+
+TEST(ChatTemplateHostile, RandomBytesNeverCrash) {
+  Random random(5);
+  static const std::vector<std::string> parts = {
+      "{{",   "}}",   "{%",    "%}",      "{#",       "#}",   "-",        "+",           " ",   "\n",
+      "if ",  "else", "elif ", "endif",   "for ",     "in ",  "endfor",   "set ",        "x",   "=",
+      "==",   "'",    "\"",    "\\",      "a",        "(",    ")",        "[",           "]",   "{",
+      "}",    "|",    "trim",  "tojson",  ".",        ",",    ":",        "1",           "0.5", "not ",
+      "and ", "or ",  "is ",   "defined", "messages", "loop", "range(3)", "namespace()", "~",   "*",
+      "/",    "%",    "é",     "<",       ">",        "!"};
+  for (int round = 0; round < 20000; ++round) {
+    std::string source = random.below(2) == 0 ? "{{ " : "{% set x = ";
+    for (std::uint64_t i = random.below(14); i > 0; --i) source += parts[random.below(parts.size())];
+    source += source[1] == '{' ? " }}" : " %}{{ x }}";
+    try {
+      render(source);
+    } catch (const Error&) {
+    }
+  }
+}
+
+TEST(ChatOpening, EndsWhereTheUsersTextBegins) {
+  EXPECT_EQ(chat_opening(kChatml, kTokens), "<|im_start|>user\n");
+  EXPECT_EQ(chat_opening(kChatml, kTokens, "Be brief."), "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n");
+  EXPECT_EQ(chat_opening("", kTokens), "");
+  EXPECT_EQ(chat_opening("{{ bos_token }}", kTokens), "");
+  EXPECT_EQ(chat_opening("{% for m in messages %}[{{ m.content | trim | upper }}]{% endfor %}", kTokens), "");
+}
+
+TEST(ChatOpening, OfTheRealModel) {
+  if (real_model().empty())
+    GTEST_SKIP() << "no models/SmolLM2-135M-Instruct.Q4_1.gguf (scripts/fetch-model smollm2-135m)";
+  const Tokenizer tokenizer = load_tokenizer(real_model());
+  const std::string opening = chat_opening(tokenizer.chat_template(), tokenizer.template_tokens());
+  EXPECT_EQ(opening,
+            "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+            "<|im_start|>user\n");
+  const auto ids = tokenizer.encode(opening, {.parse_special = true});
+  EXPECT_EQ(ids.front(), 1);
+  EXPECT_EQ(std::count(ids.begin(), ids.end(), 2), 1);
+}
+
+}  // namespace
+}  // namespace spear
