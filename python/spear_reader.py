@@ -19,10 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-LINEARS = (
-    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-)
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
 
 
@@ -60,14 +56,18 @@ def read_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str
     require(length <= min(data.size - 8, 100 << 20), f"{path}: the header's length {length} exceeds the file")
     try:
         header = json.loads(data[8 : 8 + length].tobytes())
-        metadata = header.pop("__metadata__", {})
+        metadata = dict(header.pop("__metadata__", {}))
         body, tensors = data[8 + length :], {}
         for name, entry in header.items():
             dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
             require(dtype in DTYPES, f"{path}: {name}: type {dtype!r} is not supported")
-            require(all(isinstance(n, int) and n >= 0 for n in [*shape, begin, end]), f"{path}: {name}: bad shape or offset")
+            require(
+                all(isinstance(n, int) and n >= 0 for n in [*shape, begin, end]), f"{path}: {name}: bad shape or offset"
+            )
             size = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
-            require(begin <= end <= body.size and end - begin == size, f"{path}: {name}: bytes {begin}..{end} do not fit")
+            require(
+                begin <= end <= body.size and end - begin == size, f"{path}: {name}: bytes {begin}..{end} do not fit"
+            )
             tensors[name] = StoredTensor(dtype, body[begin:end].view(DTYPES[dtype]).reshape(shape))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
@@ -131,16 +131,17 @@ class Scheme:
 
 def parse_scheme(config: dict) -> Scheme:
     quantization = config["quantization_config"]
-    require(quantization.get("quant_method") == "compressed-tensors" and quantization.get("format") == "pack-quantized",
-            "config.json: only compressed-tensors pack-quantized is supported")
-    groups = quantization.get("config_groups")
-    require(isinstance(groups, dict) and len(groups) == 1, "config.json: exactly one group of modules is supported")
-    weights = next(iter(groups.values()))["weights"]
-    require(weights.get("num_bits") == 4 and weights.get("type", "int") == "int", "config.json: only 4-bit integers are supported")
-    strategy, group_size = weights.get("strategy"), weights.get("group_size")
-    require(strategy == "channel" or (strategy == "group" and group_size in (32, 64, 128)),
-            f"config.json: strategy {strategy!r} with group_size {group_size!r} is not supported")
-    return Scheme(group_size if strategy == "group" else 0, weights.get("symmetric", True))
+    for field, expected in (("quant_method", "compressed-tensors"), ("format", "pack-quantized")):
+        require(quantization.get(field) == expected, f"config.json: {field} must be {expected}")
+    (group,) = quantization["config_groups"].values()  # any other number of groups is an error
+    weights = group["weights"]
+    require(
+        weights["num_bits"] == 4 and weights.get("type", "int") == "int", "config.json: only 4-bit integers are read"
+    )
+    strategy, size = weights.get("strategy"), weights.get("group_size")
+    known = strategy == "channel" or (strategy == "group" and size in (32, 64, 128))
+    require(known, f"config.json: strategy {strategy!r} with group_size {size!r} is not supported")
+    return Scheme(size if strategy == "group" else 0, weights.get("symmetric", True))
 
 
 def read_weight(file: TensorFile, module: str, out: int, inp: int, scheme: Scheme | None) -> np.ndarray:
@@ -149,7 +150,7 @@ def read_weight(file: TensorFile, module: str, out: int, inp: int, scheme: Schem
         return file.floats(f"{module}.weight", (out, inp))
     require(scheme is not None, f"{file.where}: {module} has no weight")
     shape = file.take(f"{module}.weight_shape", (2,)).values
-    require(shape.tolist() == [out, inp], f"{file.where}: {module}.weight_shape is {shape.tolist()} instead of {[out, inp]}")
+    require(shape.tolist() == [out, inp], f"{file.where}: {module}.weight_shape is {shape.tolist()}, not {[out, inp]}")
     group = scheme.group_size or inp
     groups = -(-inp // group)
     codes = unpack_nibbles(file.take(f"{module}.weight_packed", (out, -(-inp // 8)), "I32").values, inp)
@@ -194,7 +195,7 @@ def read_compensators(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[st
     require(kind in ("none", "mlp"), f"{path}: gate kind {kind!r} is unknown")
     try:
         modules = json.loads(file.metadata["modules"])
-        entries = {m: (int(e["rank"]), int(e["gate_rows"]), e.get("a", m)) for m, e in modules.items()}
+        entries = {m: (int(e["rank"]), int(e["gate_rows"]), str(e.get("a", m))) for m, e in modules.items()}
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: metadata 'modules' is malformed ({error})") from error
     result = {}
@@ -212,8 +213,8 @@ def read_compensators(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[st
         if part + "gate.b1" in file:
             require(kind == "mlp", f"{path}: {module} has a gate in a file without gates")
             hidden = file.tensors[part + "gate.b1"].values.size
-            gate = (file.floats(part + "gate.W1", (hidden, rows), "BF16"), file.floats(part + "gate.b1", (hidden,), "BF16"),
-                    file.floats(part + "gate.W2", (rank, hidden), "BF16"), file.floats(part + "gate.b2", (rank,), "BF16"))
+            sizes = {"W1": (hidden, rows), "b1": (hidden,), "W2": (rank, hidden), "b2": (rank,)}
+            gate = tuple(file.floats(f"{part}gate.{name}", size, "BF16") for name, size in sizes.items())
         result[module] = Compensator(rank, a, b, gate)
     for name in file.tensors.keys() - file.used:
         raise CheckpointError(f"{path}: {name} belongs to no compensator")
@@ -238,36 +239,40 @@ class SpearModel:
 
     def __init__(self, path: str | Path, use_compensators: bool = True):
         path = Path(path)
-        self.config = config = read_json(path / "config.json")
+        self.config = read_json(path / "config.json")
         try:
-            self.layers, self.hidden, self.heads = (int(config[k]) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
-            self.vocab, intermediate = int(config["vocab_size"]), int(config["intermediate_size"])
-            self.kv_heads = int(config.get("num_key_value_heads") or self.heads)
-            self.head_dim = int(config.get("head_dim") or self.hidden // self.heads)
-            rope = config.get("rope_parameters") or {}
-            self.theta, self.eps = float(rope.get("rope_theta") or config.get("rope_theta", 1e4)), float(config.get("rms_norm_eps", 1e-6))
-            scheme = parse_scheme(config) if "quantization_config" in config else None
-        except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{path / 'config.json'}: missing or malformed field ({error})") from error
-        require(config.get("model_type") == "llama", f"{path}: architecture {config.get('model_type')!r} is not supported")
-        for field in ("rope_scaling", "attention_bias", "mlp_bias"):
-            require(not config.get(field), f"{path}: config.json: {field} is not supported")
-        require(rope.get("rope_type", "default") == "default", f"{path}: config.json: only plain rotary embedding is supported")
-
+            scheme = self._read_config(self.config)
+        except (KeyError, TypeError, AttributeError, ZeroDivisionError, ValueError) as error:
+            raise CheckpointError(f"{path / 'config.json'}: missing or malformed field: {error}") from error
         file = TensorFile(self._weight_files(path))
-        q, kv, d = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden
-        kinds = dict(zip(LINEARS, ((q, d), (kv, d), (kv, d), (d, q), (intermediate, d), (intermediate, d), (d, intermediate))))
+        q, kv, d, inner = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden, self.intermediate
+        kinds = {f"self_attn.{p}_proj": shape for p, shape in zip("qkvo", ((q, d), (kv, d), (kv, d), (d, q)))}
+        kinds |= {"mlp.gate_proj": (inner, d), "mlp.up_proj": (inner, d), "mlp.down_proj": (d, inner)}
         shapes = {f"model.layers.{n}.{kind}": shape for n in range(self.layers) for kind, shape in kinds.items()}
         self.weights = {module: read_weight(file, module, *shape, scheme) for module, shape in shapes.items()}
         self.embedding = file.floats("model.embed_tokens.weight", (self.vocab, d))
-        tied = config.get("tie_word_embeddings", False) and "lm_head.weight" not in file
+        tied = self.config.get("tie_word_embeddings", False) and "lm_head.weight" not in file
         self.head = self.embedding if tied else file.floats("lm_head.weight", (self.vocab, d))
-        norms = ["model.norm"] + [f"model.layers.{n}.{k}" for n in range(self.layers) for k in ("input_layernorm", "post_attention_layernorm")]
-        self.gains = {name: file.floats(name + ".weight", (d,)) for name in norms}
+        norms = [f"model.layers.{n}.{k}_layernorm" for n in range(self.layers) for k in ("input", "post_attention")]
+        self.gains = {name: file.floats(name + ".weight", (d,)) for name in ["model.norm", *norms]}
         sidecar = path / "compensators.safetensors"
         self.compensators = read_compensators(sidecar, shapes) if use_compensators and sidecar.exists() else {}
+
+    def _read_config(self, config: dict) -> Scheme | None:
+        require(config["model_type"] == "llama", f"architecture {config['model_type']!r} is not supported")
+        for field in ("rope_scaling", "attention_bias", "mlp_bias"):
+            require(not config.get(field), f"{field} is not supported")
+        rope = config.get("rope_parameters") or {}
+        require(rope.get("rope_type", "default") == "default", "only plain rotary embedding is supported")
+        self.layers, self.hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
+        self.intermediate, self.vocab = int(config["intermediate_size"]), int(config["vocab_size"])
+        self.heads = int(config["num_attention_heads"])
+        self.kv_heads = int(config.get("num_key_value_heads") or self.heads)
+        self.head_dim = int(config.get("head_dim") or self.hidden // self.heads)
+        self.theta = float(rope.get("rope_theta") or config.get("rope_theta", 1e4))
+        self.eps = float(config.get("rms_norm_eps", 1e-6))
+        require(1 <= self.layers <= 10000 and self.heads % self.kv_heads == 0, "layers or heads make no sense")
+        return parse_scheme(config) if "quantization_config" in config else None
 
     @staticmethod
     def _weight_files(path: Path) -> list[Path]:
@@ -275,7 +280,7 @@ class SpearModel:
         if not index.exists():
             require((path / "model.safetensors").exists(), f"{path}: no model.safetensors")
             return [path / "model.safetensors"]
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        names = sorted({str(name) for name in dict(read_json(index).get("weight_map") or {}).values()})
         require(bool(names) and all(Path(n).name == n for n in names), f"{index}: malformed weight_map")
         return [path / name for name in names]
 
@@ -347,18 +352,22 @@ def perplexity(model: SpearModel, ids: np.ndarray, context: int, windows: int, p
         if progress:
             progress(len(sums), math.exp(sum(sums) / (len(sums) * (context - 1))))
     tokens = windows * (context - 1)
-    return {"perplexity": math.exp(sum(sums) / tokens), "tokens": tokens, "windows": windows, "context": context, "window_nll": sums}
+    result = {"perplexity": math.exp(sum(sums) / tokens), "tokens": tokens, "windows": windows, "context": context}
+    return {**result, "window_nll": sums}
 
 
 def read_ids(checkpoint: Path, text: str | None, ids: str | None) -> np.ndarray:
+    if ids is not None and ids.endswith(".npy"):
+        return np.load(ids, allow_pickle=False).ravel()
     if ids is not None:
-        return np.load(ids, allow_pickle=False).ravel() if ids.endswith(".npy") else np.array(Path(ids).read_text().split(), dtype=np.int64)
+        return np.array(Path(ids).read_text().split(), dtype=np.int64)
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise CheckpointError("--text needs the package tokenizers (pip install tokenizers); --ids needs nothing") from error
+        raise CheckpointError("--text needs the package tokenizers; --ids needs nothing") from error
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    return np.array(tokenizer.encode(Path(text).read_bytes().decode("utf-8"), add_special_tokens=False).ids, dtype=np.int64)
+    content = Path(text).read_bytes().decode("utf-8")
+    return np.array(tokenizer.encode(content, add_special_tokens=False).ids, dtype=np.int64)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -375,12 +384,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         ids = read_ids(options.checkpoint, options.text, options.ids)
         model = SpearModel(options.checkpoint, not options.no_compensators)
-        show = lambda done, so_far: print(f"window {done}/{options.windows}: {so_far:.4f}", file=sys.stderr)
+
+        def show(done: int, so_far: float) -> None:
+            print(f"window {done}/{options.windows}: {so_far:.4f}", file=sys.stderr)
+
         result = perplexity(model, ids, options.context, options.windows, show)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    print(json.dumps(result) if options.json else f"perplexity {result['perplexity']:.4f} over {result['tokens']} tokens")
+    line = f"perplexity {result['perplexity']:.4f} over {result['tokens']} tokens"
+    print(json.dumps(result) if options.json else line)
     return 0
 
 

@@ -276,6 +276,13 @@ std::string tasks_section(const ManifestField& manifest) {
                      html::interval_cell(accuracy, 1, 100), signed_cell(measured(task["difference"]), 1, 100, false)});
   }
   if (cells.empty()) return {};
+  if (const auto mean = manifest["results"]["tasks_mean"]) {
+    const auto reference = mean["reference"].number();
+    cells.push_back({"<b>Mean</b>", "",
+                     reference ? html::fixed(100 * *reference, 1) : html::interval_cell(std::nullopt, 0),
+                     html::interval_cell(measured(mean["accuracy"]), 1, 100),
+                     signed_cell(measured(mean["difference"]), 1, 100, false)});
+  }
   return html::section(
       "Tasks", "Accuracy in per cent; multiple choice by log-likelihood per byte. Differences are paired over items.",
       html::table({"Task", "Items", "Reference", "This model", "Difference"}, cells));

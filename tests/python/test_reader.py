@@ -17,8 +17,12 @@ import spear_reader  # noqa: E402
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, VOCAB, LAYERS = 48, 4, 2, 12, 44, 31, 2
 SHAPES = {
-    "self_attn.q_proj": (48, HIDDEN), "self_attn.k_proj": (24, HIDDEN), "self_attn.v_proj": (24, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, 48), "mlp.gate_proj": (INTERMEDIATE, HIDDEN), "mlp.up_proj": (INTERMEDIATE, HIDDEN),
+    "self_attn.q_proj": (48, HIDDEN),
+    "self_attn.k_proj": (24, HIDDEN),
+    "self_attn.v_proj": (24, HIDDEN),
+    "self_attn.o_proj": (HIDDEN, 48),
+    "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
+    "mlp.up_proj": (INTERMEDIATE, HIDDEN),
     "mlp.down_proj": (HIDDEN, INTERMEDIATE),
 }
 
@@ -101,7 +105,11 @@ class Checkpoint:
             for begin in range(0, out, 8):
                 for g in range(groups):
                     words.append(sum(zeros[begin + i][g] << (4 * i) for i in range(min(8, out - begin))))
-            self.tensors[module + ".weight_zero_point"] = ("I32", [-(-out // 8), groups], struct.pack(f"<{len(words)}I", *words))
+            self.tensors[module + ".weight_zero_point"] = (
+                "I32",
+                [-(-out // 8), groups],
+                struct.pack(f"<{len(words)}I", *words),
+            )
 
     def int8(self, name, rows, cols, scales_of_rows):
         values = [[self.rng.randrange(-127, 128) for _ in range(cols)] for _ in range(rows)]
@@ -127,8 +135,12 @@ class Checkpoint:
             gate = None
             if kind != "mlp.up_proj":  # one static compensator among gated ones
                 part = module + ".compensator.gate."
-                gate = (self.bf16s(part + "W1", hidden, rows), self.bf16s(part + "b1", hidden),
-                        self.bf16s(part + "W2", rank, hidden), self.bf16s(part + "b2", rank))
+                gate = (
+                    self.bf16s(part + "W1", hidden, rows),
+                    self.bf16s(part + "b1", hidden),
+                    self.bf16s(part + "W2", rank, hidden),
+                    self.bf16s(part + "b2", rank),
+                )
             self.compensators[module] = (rank, a, b, gate)
             self.modules[module] = {"rank": rank, "gate_rows": self.gate_rows, "a": owner}
 
@@ -136,14 +148,30 @@ class Checkpoint:
         return {"format_version": "1", "gate": "mlp", "modules": json.dumps(self.modules)}
 
     def save(self):
-        scheme = {"num_bits": 4, "type": "int", "symmetric": self.symmetric,
-                  "strategy": "group" if self.group_size else "channel", "group_size": self.group_size or None}
+        scheme = {
+            "num_bits": 4,
+            "type": "int",
+            "symmetric": self.symmetric,
+            "strategy": "group" if self.group_size else "channel",
+            "group_size": self.group_size or None,
+        }
         self.config = {
-            "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS,
-            "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "vocab_size": VOCAB,
-            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
-            "quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized",
-                                    "config_groups": {"group_0": {"targets": ["Linear"], "weights": scheme}}},
+            "model_type": "llama",
+            "hidden_size": HIDDEN,
+            "intermediate_size": INTERMEDIATE,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": KV_HEADS,
+            "head_dim": HEAD_DIM,
+            "vocab_size": VOCAB,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
+            "quantization_config": {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "config_groups": {"group_0": {"targets": ["Linear"], "weights": scheme}},
+            },
         }
         (self.folder / "config.json").write_text(json.dumps(self.config))
         write_safetensors(self.folder / "model.safetensors", self.tensors, {"format": "pt"})
@@ -171,7 +199,9 @@ class Checkpoint:
 
     def rotate(self, head, position):
         half = HEAD_DIM // 2
-        pairs = [complex(head[i], head[i + half]) * cmath.exp(1j * position * 10000.0 ** (-i / half)) for i in range(half)]
+        pairs = [
+            complex(head[i], head[i + half]) * cmath.exp(1j * position * 10000.0 ** (-i / half)) for i in range(half)
+        ]
         return [p.real for p in pairs] + [p.imag for p in pairs]
 
     def logits(self, ids, compensated=True):
@@ -189,8 +219,13 @@ class Checkpoint:
                 for head in range(HEADS):
                     kv = head // (HEADS // KV_HEADS)
                     query = self.rotate(q[head], position)
-                    scores = [math.exp(sum(a * b for a, b in zip(query, past[kv])) / math.sqrt(HEAD_DIM)) for past in keys[n]]
-                    attended += [sum(s * past[kv][i] for s, past in zip(scores, values[n])) / sum(scores) for i in range(HEAD_DIM)]
+                    scores = [
+                        math.exp(sum(a * b for a, b in zip(query, past[kv])) / math.sqrt(HEAD_DIM)) for past in keys[n]
+                    ]
+                    attended += [
+                        sum(s * past[kv][i] for s, past in zip(scores, values[n])) / sum(scores)
+                        for i in range(HEAD_DIM)
+                    ]
                 x = [a + b for a, b in zip(x, self.apply(layer + "self_attn.o_proj", attended, compensated))]
                 normed = self.norm(layer + "post_attention_layernorm", x)
                 gate, up = (self.apply(f"{layer}mlp.{p}_proj", normed, compensated) for p in ("gate", "up"))
@@ -262,8 +297,12 @@ class ReaderTest(unittest.TestCase):
         Checkpoint(self.path)
         ids = self.path / "ids.txt"
         ids.write_text(" ".join(str(i % VOCAB) for i in range(40)))
-        self.assertEqual(spear_reader.main([str(self.path), "--ids", str(ids), "--context", "10", "--windows", "2", "--json"]), 0)
-        self.assertEqual(spear_reader.main([str(self.path), "--ids", str(ids), "--context", "100", "--windows", "2"]), 3)
+        self.assertEqual(
+            spear_reader.main([str(self.path), "--ids", str(ids), "--context", "10", "--windows", "2", "--json"]), 0
+        )
+        self.assertEqual(
+            spear_reader.main([str(self.path), "--ids", str(ids), "--context", "100", "--windows", "2"]), 3
+        )
         self.assertEqual(spear_reader.main([str(self.path / "absent"), "--ids", str(ids)]), 3)
 
     def test_planted_faults_change_the_logits(self):
@@ -271,8 +310,13 @@ class ReaderTest(unittest.TestCase):
         checkpoint = Checkpoint(self.path, symmetric=False)
         good = spear_reader.SpearModel(self.path).logits(np.array(self.ids))
         module = "model.layers.0.self_attn.q_proj"
-        for name, flip in ((module + ".compensator.gate.b2", lambda data: bytes(b ^ (0x80 if i % 2 else 0) for i, b in enumerate(data))),
-                           (module + ".compensator.A", lambda data: data[::-1])):
+        for name, flip in (
+            (
+                module + ".compensator.gate.b2",
+                lambda data: bytes(b ^ (0x80 if i % 2 else 0) for i, b in enumerate(data)),
+            ),
+            (module + ".compensator.A", lambda data: data[::-1]),
+        ):
             dtype, shape, data = checkpoint.sidecar[name]
             changed = dict(checkpoint.sidecar, **{name: (dtype, shape, flip(data))})
             write_safetensors(self.path / "compensators.safetensors", changed, checkpoint.metadata())
@@ -286,8 +330,13 @@ class ReaderTest(unittest.TestCase):
     def test_unknown_versions_and_kinds_are_refused(self):
         checkpoint = Checkpoint(self.path)
         sidecar = self.path / "compensators.safetensors"
-        for key, value, pattern in (("format_version", "2", "version"), ("gate", "router", "gate kind"), ("modules", "[", "modules"),
-                                    ("modules", "{\"x\": 1}", "modules"), ("gate", "none", "without gates")):
+        for key, value, pattern in (
+            ("format_version", "2", "version"),
+            ("gate", "router", "gate kind"),
+            ("modules", "[", "modules"),
+            ("modules", '{"x": 1}', "modules"),
+            ("gate", "none", "without gates"),
+        ):
             write_safetensors(sidecar, checkpoint.sidecar, dict(checkpoint.metadata(), **{key: value}))
             self.expect_refused(pattern)
         write_safetensors(sidecar, checkpoint.sidecar)
@@ -305,8 +354,11 @@ class ReaderTest(unittest.TestCase):
         model.write_bytes(struct.pack("<Q", 2**63) + whole[8:])
         self.expect_refused("length")
         name = "model.layers.1.mlp.up_proj.weight_scale"
-        for entry, pattern in ((("F16", [44], checkpoint.tensors[name][2]), "shape"), (("F16", [44, 1], b"\x00\x7c" * 44), "infinity"),
-                               (("I8", [88, 1], checkpoint.tensors[name][2]), "shape")):
+        for entry, pattern in (
+            (("F16", [44], checkpoint.tensors[name][2]), "shape"),
+            (("F16", [44, 1], b"\x00\x7c" * 44), "infinity"),
+            (("I8", [88, 1], checkpoint.tensors[name][2]), "shape"),
+        ):
             write_safetensors(model, dict(checkpoint.tensors, **{name: entry}))
             self.expect_refused(pattern)
         write_safetensors(model, {k: v for k, v in checkpoint.tensors.items() if k != name})
@@ -314,9 +366,13 @@ class ReaderTest(unittest.TestCase):
 
     def test_unsupported_configs_are_refused(self):
         checkpoint = Checkpoint(self.path)
-        for change, pattern in (({"model_type": "mamba"}, "mamba"), ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
-                                ({"hidden_size": "x"}, "malformed"), ({"num_attention_heads": 0, "head_dim": None}, "malformed"),
-                                ({"quantization_config": {"quant_method": "gptq"}}, "compressed-tensors")):
+        for change, pattern in (
+            ({"model_type": "mamba"}, "mamba"),
+            ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+            ({"hidden_size": "x"}, "malformed"),
+            ({"num_attention_heads": 0, "head_dim": None}, "malformed"),
+            ({"quantization_config": {"quant_method": "gptq"}}, "quant_method"),
+        ):
             (self.path / "config.json").write_text(json.dumps(dict(checkpoint.config, **change)))
             self.expect_refused(pattern)
 

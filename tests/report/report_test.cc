@@ -143,6 +143,16 @@ TEST(Report, ShowsWhatWasMeasured) {
   EXPECT_THAT(page, HasSubstr("KL against \u201cQuantized, no compensators\u201d"));
 }
 
+TEST(Report, MeanOverTasksIsARowOfItsOwn) {
+  json manifest = full_manifest();
+  EXPECT_THAT(render_report(manifest), Not(HasSubstr("<b>Mean</b>")));
+  manifest["results"]["tasks_mean"] = {{"accuracy", 0.515}, {"difference", interval(-0.004)}, {"reference", 0.519}};
+  const std::string page = render_report(manifest);
+  EXPECT_EQ(markup_error(page), "");
+  EXPECT_THAT(page, HasSubstr("<b>Mean</b>"));
+  EXPECT_THAT(page, HasSubstr("51.5"));
+}
+
 TEST(Report, IsSelfContained) {
   const std::string page = render_report(full_manifest());
   EXPECT_THAT(page, HasSubstr("default-src 'none'"));
