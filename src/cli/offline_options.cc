@@ -57,11 +57,10 @@ void OfflineOptions::add_recipe(CLI::App& command) {
   command.add_option("--quantizer", quantizer, "rtn, clip, gptq or tuned")->capture_default_str()->group("Recipe");
   command.add_option("--tune", tune, "what trains beside the compensators: none, scales or codes")->group("Recipe");
   command.add_option("--budget", budget, "bytes of all compensators, as a share of the model's")->capture_default_str()->group("Recipe");
-  command.add_option("--placement", placement, "damage, uniform or random")->group("Recipe");
+  command.add_option("--placement", placement, "damage, fisher, uniform or random")->group("Recipe");
   command.add_option("--gate", gate_hidden, "hidden width of the gates; 0: static compensators")->group("Recipe");
   command.add_option("--gate-rows", gate_rows, "further projections of the input that only the gate sees")->group("Recipe");
   command.add_flag("--separate-a", separate_a, "no A shared by modules that read the same input")->group("Recipe");
-  command.add_option("--wide-rank", wide_rank, "train this rank first, then truncate to the placement and retrain")->group("Recipe");
   command.add_option("--steps", steps, "training steps instead of the preset's")->check(CLI::Range(0, 1000000))->group("Recipe");
   command.add_option("--sample-sequences", sample_sequences, "sampled sequences instead of the preset's")->check(CLI::Range(8, 1000000))->group("Recipe");
   command.add_option("--calibration", calibration, "own text for half of the calibration sequences")->group("Recipe");
@@ -93,12 +92,12 @@ RecoverOptions OfflineOptions::resolve() const {
   set_quantizer(recipe, quantizer);
   if (!backbone.empty()) {
     set_quantizer(recipe, "rtn");
-    recipe.tune = Tune::none;
+    set_tune(recipe, Tune::none);
     if (kind_of_model(backbone) != ModelKind::checkpoint) {
       throw bad_input("not a 4-bit checkpoint", backbone, "pass a compressed-tensors directory, or use recover without --backbone");
     }
   }
-  if (!tune.empty()) recipe.tune = parse_tune(tune);
+  if (!tune.empty()) set_tune(recipe, parse_tune(tune));
   if (!backbone.empty() && recipe.tune == Tune::codes) {
     throw usage_error("a backbone's codes stay as they are", "--tune codes", "use --tune none or scales");
   }
@@ -107,7 +106,6 @@ RecoverOptions OfflineOptions::resolve() const {
   if (!placement.empty()) recipe.placement = parse_placement(placement);
   if (gate_hidden) recipe.gate_hidden = *gate_hidden;
   if (gate_rows) recipe.gate_rows = *gate_rows;
-  if (wide_rank) recipe.wide_rank = *wide_rank;
   if (separate_a) recipe.share_a = false;
   if (steps) recipe.train.steps = *steps;
   if (sample_sequences) recipe.samples.sequences = *sample_sequences;

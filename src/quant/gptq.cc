@@ -7,84 +7,113 @@
 namespace spear {
 namespace {
 
-/// Upper Cholesky factor U of (H + λI)⁻¹ = UᵀU, float64.
-torch::Tensor inverse_factor(const torch::Tensor& hessian, double damping) {
-  const auto mean = hessian.diagonal().mean().item<double>();
-  for (double lambda = damping; lambda <= 1e3 * damping; lambda *= 10) {
-    const auto damped = hessian + lambda * (mean > 0 ? mean : 1.0) * torch::eye(hessian.size(0), hessian.options());
-    const auto lower = std::get<0>(torch::linalg_cholesky_ex(damped));
-    const auto inverse = torch::cholesky_inverse(lower);
-    if (!inverse.isfinite().all().item<bool>()) continue;
-    const auto upper = std::get<0>(torch::linalg_cholesky_ex(inverse)).transpose(0, 1).contiguous();
-    if (upper.isfinite().all().item<bool>()) return upper;
-  }
-  throw failed(fmt::format("the Hessian of {} inputs is not positive definite even with strong damping", hessian.size(0)),
-               "gptq", "use more calibration tokens, or --quantizer clip");
+constexpr std::int64_t kBlock = 64;  ///< columns between two updates of all that follow
+
+Error not_positive(std::int64_t inputs) {
+  return failed(fmt::format("the Hessian of {} inputs is not positive definite", inputs), "quantize",
+                "use more calibration tokens, or --quantizer clip");
+}
+
+/// Upper factor U of H⁻¹ = UᵀU, from one Cholesky: with J the reversal, J H J = L Lᵀ, so H = R Rᵀ with R = J L J upper
+/// and U = R⁻¹.
+torch::Tensor inverse_factor(const torch::Tensor& hessian) {
+  const auto lower = std::get<0>(torch::linalg_cholesky_ex(hessian.flip({0, 1})));
+  const auto upper = lower.flip({0, 1}).contiguous();
+  const auto inverse = torch::linalg_solve_triangular(upper, torch::eye(hessian.size(0), hessian.options()), /*upper=*/true);
+  if (!inverse.isfinite().all().item<bool>()) throw not_positive(hessian.size(0));
+  return inverse;
+}
+
+/// Scales or zeros as [in, out], in the given column order.
+torch::Tensor by_column(const torch::Tensor& per_group, const QuantizedLinear& grid, std::int64_t out, std::int64_t in) {
+  return expand_groups(per_group, in, grid.scheme).expand({out, in}).t().contiguous();
+}
+
+torch::Tensor nearest_code(const torch::Tensor& value, const torch::Tensor& scale, const torch::Tensor& zero) {
+  return torch::round(value / scale + zero).clamp_(0, 15);
 }
 
 }  // namespace
 
-GptqResult quantize_gptq(const torch::Tensor& weight, const torch::Tensor& hessian, const QuantizedLinear& grid,
-                         const GptqOptions& options) {
-  const std::int64_t in = weight.size(1);
+torch::Tensor damped(const torch::Tensor& hessian, double damping) {
   const auto h = hessian.to(torch::kFloat64);
-  const auto order = options.act_order ? torch::argsort(h.diagonal(), 0, true) : torch::arange(in, h.options().dtype(torch::kInt64));
-  const auto u = inverse_factor(h.index_select(0, order).index_select(1, order), options.damping).to(torch::kFloat32);
-  const auto columns = [&](const torch::Tensor& per_group) {
-    return expand_groups(per_group, in, grid.scheme).expand_as(weight).index_select(1, order).t().contiguous();
-  };
-  // Transposed, so that a column is contiguous: [in, out].
-  const auto scale = columns(grid.scales), zero = columns(grid.zeros);
-  auto w = weight.index_select(1, order).t().contiguous();
-  auto codes = torch::empty_like(w), before = torch::empty_like(w);
-  for (std::int64_t begin = 0; begin < in; begin += options.block) {
-    const std::int64_t count = std::min(options.block, in - begin);
-    auto errors = torch::empty({count, w.size(1)}, w.options());
+  const auto mean = h.diagonal().mean().clamp_min(1e-12);
+  return 0.5 * (h + h.t()) + damping * mean * torch::eye(h.size(0), h.options());
+}
+
+QuantizedLinear quantize_gptq(const torch::Tensor& weight, const torch::Tensor& hessian, const QuantizedLinear& grid) {
+  const std::int64_t out = weight.size(0), in = weight.size(1);
+  const auto order = torch::argsort(hessian.diagonal(), 0, true);
+  const auto u = inverse_factor(hessian.index_select(0, order).index_select(1, order)).to(torch::kFloat32);
+  // Transposed, so that a column is contiguous.
+  const auto scale = by_column(grid.scales, grid, out, in).index_select(0, order);
+  const auto zero = by_column(grid.zeros, grid, out, in).index_select(0, order);
+  auto w = weight.t().index_select(0, order).contiguous();
+  auto codes = torch::empty_like(w);
+  for (std::int64_t begin = 0; begin < in; begin += kBlock) {
+    const std::int64_t count = std::min(kBlock, in - begin), rest = in - begin - count;
+    auto errors = torch::empty({count, out}, w.options());
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t col = begin + i;
-      const auto current = w[col], s = scale[col], z = zero[col];
-      before[col].copy_(current);
-      auto code = codes[col];
-      code.copy_(torch::round(current / s + z).clamp_(0, 15));
-      const auto error = (current - (code - z) * s) / u[col][col];
-      errors[i].copy_(error);
-      if (i + 1 < count) {
-        w.narrow(0, col + 1, count - i - 1).addr_(u[col].narrow(0, col + 1, count - i - 1), error, 1, -1);
-      }
+      const auto code = nearest_code(w[col], scale[col], zero[col]);
+      codes[col].copy_(code);
+      errors[i].copy_((w[col] - (code - zero[col]) * scale[col]) / u[col][col]);
+      if (i + 1 < count) w.narrow(0, col + 1, count - i - 1).addr_(u[col].narrow(0, col + 1, count - i - 1), errors[i], 1, -1);
     }
-    if (begin + count < in) {
-      const std::int64_t rest = in - begin - count;
+    if (rest > 0) {
       w.narrow(0, begin + count, rest).addmm_(u.narrow(0, begin, count).narrow(1, begin + count, rest).t(), errors, 1, -1);
     }
   }
-  const auto back = torch::argsort(order);
-  QuantizedLinear out = grid;
-  out.codes = codes.t().index_select(1, back).contiguous();
-  return {out, before.t().index_select(1, back).contiguous()};
+  QuantizedLinear result = grid;
+  result.codes = codes.index_select(0, torch::argsort(order)).t().contiguous();
+  return result;
 }
 
-torch::Tensor absorb_error(const torch::Tensor& weight, const torch::Tensor& hessian, const torch::Tensor& cross,
-                           const torch::Tensor& residual, double damping) {
-  const auto h = hessian.to(torch::kFloat64);
-  const auto damped = h + damping * h.diagonal().mean() * torch::eye(h.size(0), h.options());
-  const auto w = weight.to(torch::kFloat64);
-  auto right = torch::matmul(w, cross.to(torch::kFloat64) - h);  // [out, in]
-  if (residual.defined()) right += residual.to(torch::kFloat64);
-  const auto lower = std::get<0>(torch::linalg_cholesky_ex(damped));
-  const auto change = torch::cholesky_solve(right.t().contiguous(), lower).t();
-  if (!change.isfinite().all().item<bool>()) {
-    throw failed("the Hessian is not positive definite", "gptq", "use more calibration tokens, or --quantizer clip");
+void descend_codes(const torch::Tensor& weight, const torch::Tensor& hessian, QuantizedLinear& quantized) {
+  const std::int64_t out = weight.size(0), in = weight.size(1);
+  const auto h = hessian.to(torch::kFloat32);
+  const auto scale = by_column(quantized.scales, quantized, out, in), zero = by_column(quantized.zeros, quantized, out, in);
+  auto codes = quantized.codes.t().contiguous();
+  auto value = (codes - zero) * scale;
+  // gradient = H (W − Ŵ)ᵀ, kept up to date within a block at once, for the rest at the block's end.
+  auto gradient = torch::matmul(h, weight.t() - value);
+  const auto diagonal = h.diagonal();
+  for (std::int64_t begin = 0; begin < in; begin += kBlock) {
+    const std::int64_t count = std::min(kBlock, in - begin), rest = in - begin - count;
+    auto changes = torch::empty({count, out}, value.options());
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t col = begin + i;
+      const auto code = nearest_code(value[col] + gradient[col] / diagonal[col], scale[col], zero[col]);
+      const auto now = (code - zero[col]) * scale[col];
+      changes[i].copy_(now - value[col]);
+      codes[col].copy_(code);
+      value[col].copy_(now);
+      gradient.narrow(0, begin, count).addr_(h[col].narrow(0, begin, count), changes[i], 1, -1);
+    }
+    if (rest > 0) {
+      gradient.narrow(0, begin + count, rest).addmm_(h.narrow(0, begin, count).narrow(1, begin + count, rest).t(), changes, 1, -1);
+    }
   }
+  quantized.codes = codes.t().contiguous();
+}
+
+torch::Tensor absorb_error(const torch::Tensor& weight, const torch::Tensor& hessian, const torch::Tensor& solver,
+                           const torch::Tensor& cross, double alpha, const torch::Tensor& residual, double rho) {
+  const auto w = weight.to(torch::kFloat64);
+  auto right = alpha * torch::matmul(w, cross.to(torch::kFloat64) - hessian.to(torch::kFloat64));  // [out, in]
+  if (residual.defined()) right += rho * residual.to(torch::kFloat64);
+  const auto lower = std::get<0>(torch::linalg_cholesky_ex(solver));
+  const auto change = torch::cholesky_solve(right.t().contiguous(), lower).t();
+  if (!change.isfinite().all().item<bool>()) throw not_positive(hessian.size(0));
   return (w + change).to(weight.scalar_type());
 }
 
 torch::Tensor refit_row_scales(const torch::Tensor& weight, const torch::Tensor& hessian, const QuantizedLinear& quantized) {
-  const auto h = hessian.to(torch::kFloat64);
-  const auto q = (quantized.codes - expand_groups(quantized.zeros, quantized.codes.size(1), quantized.scheme)).to(torch::kFloat64);
-  const auto hq = torch::matmul(q, h);
+  const auto q = (quantized.codes - quantized.zeros).to(torch::kFloat64);
+  const auto hq = torch::matmul(q, hessian.to(torch::kFloat64));
   const auto fit = (weight.to(torch::kFloat64) * hq).sum(1, true) / (q * hq).sum(1, true);
-  const auto scales = torch::where(fit.isfinite(), fit, quantized.scales.to(torch::kFloat64));
-  return scales.to(torch::kFloat16).to(torch::kFloat32);
+  const auto rounded = fit.to(torch::kFloat16).to(torch::kFloat32);
+  return torch::where(rounded.isfinite() & (rounded != 0), rounded, quantized.scales);
 }
 
 }  // namespace spear

@@ -8,26 +8,22 @@
 
 namespace spear {
 
-struct GptqOptions {
-  bool act_order = true;   ///< columns in order of falling Hessian diagonal
-  double damping = 0.01;   ///< times the mean of the diagonal, added to it
-  std::int64_t block = 128;
-};
+/// `hessian` [in, in] with damping on its diagonal, float64. Throws Error(failed) if it is not positive definite.
+torch::Tensor damped(const torch::Tensor& hessian, double damping);
 
-struct GptqResult {
-  QuantizedLinear quantized;
-  torch::Tensor before_rounding;  ///< [out, in]: each weight as it stood just before its own rounding
-};
+/// Columns in order of falling diagonal. weight: [out, in] float32; hessian: [in, in] float64, damped, E[x xᵀ] of the
+/// inputs that the quantized network really sees; `grid` gives scales and zeros.
+QuantizedLinear quantize_gptq(const torch::Tensor& weight, const torch::Tensor& hessian, const QuantizedLinear& grid);
 
-/// weight: [out, in] float32; hessian: [in, in] E[x xᵀ] of the inputs the quantized network really sees; `grid` gives
-/// scales and zeros. Damping is raised tenfold until the Cholesky factorization succeeds; Error(failed) after that.
-GptqResult quantize_gptq(const torch::Tensor& weight, const torch::Tensor& hessian, const QuantizedLinear& grid,
-                         const GptqOptions& options);
+/// One sweep of cyclic coordinate descent on tr((W − Ŵ) H (W − Ŵ)ᵀ) over the codes, in natural column order: every code
+/// is set to the best one given all others. The objective never rises.
+void descend_codes(const torch::Tensor& weight, const torch::Tensor& hessian, QuantizedLinear& quantized);
 
-/// Weights that best give W x_reference + r from x: W + (W (C − H) + R)(H + λI)⁻¹ with H = E[x xᵀ],
-/// C = E[x_reference xᵀ] [in, in] and R = E[r xᵀ] [out, in] (may be undefined: zero). λ = damping × mean of H's diagonal.
-torch::Tensor absorb_error(const torch::Tensor& weight, const torch::Tensor& hessian, const torch::Tensor& cross,
-                           const torch::Tensor& residual, double damping);
+/// Weights that make up for errors upstream: W + (α W (C − H) + ρ R)(H + λI)⁻¹ with H = E[x xᵀ], C = E[x_reference xᵀ]
+/// [in, in] and R = E[(h_reference − h) xᵀ] [out, in] (may be undefined: zero). α = ρ = 1 is the least-squares answer.
+/// `solver`: the damped H.
+torch::Tensor absorb_error(const torch::Tensor& weight, const torch::Tensor& hessian, const torch::Tensor& solver,
+                           const torch::Tensor& cross, double alpha, const torch::Tensor& residual, double rho);
 
 /// Scales that fit best with the codes fixed: s = wᵀHq / qᵀHq per row. Per channel only.
 torch::Tensor refit_row_scales(const torch::Tensor& weight, const torch::Tensor& hessian, const QuantizedLinear& quantized);

@@ -1,6 +1,7 @@
 #include "quant/model_quantizer.h"
 
-#include <fmt/format.h>
+#include <map>
+#include <string_view>
 
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -9,23 +10,23 @@
 namespace spear {
 namespace {
 
-/// Mean of a bᵀ over rows, float32, in pieces so that the float32 copies stay small.
-torch::Tensor mean_outer(const torch::Tensor& a, const torch::Tensor& b) {
+/// Sum over rows of a_t w_t b_tᵀ divided by the number of rows, float32; in pieces so that float32 copies stay small.
+torch::Tensor mean_outer(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& weights) {
   constexpr std::int64_t kRows = 8192;
   auto sum = torch::zeros({a.size(1), b.size(1)}, a.options().dtype(torch::kFloat32));
   for (std::int64_t begin = 0; begin < a.size(0); begin += kRows) {
     const std::int64_t count = std::min(kRows, a.size(0) - begin);
-    sum.addmm_(a.narrow(0, begin, count).to(torch::kFloat32).t(), b.narrow(0, begin, count).to(torch::kFloat32));
+    auto left = a.narrow(0, begin, count).to(torch::kFloat32);
+    if (weights.defined()) left = left * weights.narrow(0, begin, count);
+    sum.addmm_(left.t(), b.narrow(0, begin, count).to(torch::kFloat32));
   }
   return sum / static_cast<double>(a.size(0));
 }
 
-double quadratic(const torch::Tensor& w, const torch::Tensor& h) { return (torch::matmul(w, h) * w).sum(torch::kFloat64).item<double>(); }
-
-/// [tokens, 1]: min(1, 4 median(n) / n) for squared norms n.
-torch::Tensor outlier_weights(const torch::Tensor& rows) {
+/// [tokens, 1]: min(1, cap · median(n) / n) for squared norms n.
+torch::Tensor outlier_weights(const torch::Tensor& rows, double cap) {
   const auto n = rows.to(torch::kFloat32).square().sum(1, true);
-  return (4.0 * n.median() / n.clamp_min(1e-30)).clamp_max(1.0);
+  return (cap * n.median() / n.clamp_min(1e-30)).clamp_max(1.0);
 }
 
 /// What one layer's modules saw in one network.
@@ -39,83 +40,146 @@ struct LayerView {
   }
 };
 
-/// Quantizes modules as a forward pass reaches them.
+/// Moments of the inputs that a group shares.
+struct Moments {
+  torch::Tensor hessian, cross, residual;  ///< H, C, R of the header; C and R may be undefined
+  torch::Tensor solver;                    ///< damped H, float64
+};
+
+/// Quantizes groups of modules as a forward pass reaches them.
 class SequentialQuantizer {
  public:
-  SequentialQuantizer(TorchModel& model, const QuantizeOptions& options) : model_(model), options_(options) {
+  SequentialQuantizer(TorchModel& model, const QuantizeOptions& options, const std::vector<CompensatorSite>& sites)
+      : model_(model), options_(options), sites_(sites) {
     const auto modules = static_cast<std::size_t>(module_count(model.config()));
     out_.linears.resize(modules);
-    out_.before_rounding.resize(options.quantizer == Quantizer::gptq ? modules : 0);
-    out_.relative_error.resize(modules);
+    out_.targets.resize(options.quantizer == Quantizer::gptq ? modules : 0);
+    out_.singular_values.resize(sites.size());
+    out_.factors.resize(sites.size());
+    for (std::size_t i = 0; i < sites.size(); ++i) {
+      for (const ModuleId id : sites[i].members) site_of_[id.index] = i;
+    }
   }
 
-  /// x: [tokens, in], the input of the quantized network; `seen` so far of the quantized network's layer.
-  void quantize(ModuleId id, const torch::Tensor& x, const LayerView& seen, const LayerView& reference) {
-    if (!(id.input_group() == group_)) accumulate(id, x, seen, reference);
-    const auto index = static_cast<std::size_t>(id.index);
-    const auto original = model_.linear(id).weight.to(torch::kFloat32);
-    const auto target =
-        cross_.defined() ? absorb_error(original, hessian_, cross_, residual_, options_.gptq.damping) : original;
-    QuantizedLinear q = quantize_clip(target, options_.scheme, hessian_.diagonal());
-    if (options_.quantizer == Quantizer::gptq) {
-      auto result = quantize_gptq(target, hessian_, q, options_.gptq);
-      q = std::move(result.quantized);
-      out_.before_rounding[index] = std::move(result.before_rounding);
+  /// The whole group of `first`, when its first member is about to run on x.
+  void quantize_group(ModuleId first, const torch::Tensor& x, const LayerView& seen, const LayerView& reference) {
+    const Moments moments = measure(first, x, seen, reference);
+    std::vector<ModuleId> members;
+    for (ModuleId id = first; id.index < module_count(model_.config()) && id.input_group() == first; ++id.index) members.push_back(id);
+    std::map<int, torch::Tensor> errors;
+    for (const ModuleId id : members) errors[id.index] = quantize(id, moments);
+    for (const ModuleId id : members) {
+      const auto site = site_of_.find(id.index);
+      if (site != site_of_.end() && sites_[site->second].members.front() == id) compensate(site->second, errors, moments);
     }
-    const auto weight = q.dequantize();
-    out_.relative_error[index] = quadratic(weight - target, hessian_) / quadratic(original, hessian_);
-    model_.linear(id).weight = weight.to(model_.compute_type());
-    out_.linears[index] = std::move(q);
   }
 
   ModelQuantization take() { return std::move(out_); }
 
  private:
-  /// Moments of the inputs that the group of `id` shares.
-  void accumulate(ModuleId id, const torch::Tensor& x, const LayerView& seen, const LayerView& reference) {
-    group_ = id.input_group();
-    cross_ = residual_ = torch::Tensor();
-    if (!options_.absorb || options_.quantizer != Quantizer::gptq) {
-      hessian_ = mean_outer(x, x);
-      return;
+  Moments measure(ModuleId id, const torch::Tensor& x, const LayerView& seen, const LayerView& reference) const {
+    Moments m;
+    if (options_.quantizer == Quantizer::gptq) {
+      const auto& x_reference = reference.inputs[static_cast<std::size_t>(id.kind())];
+      auto weights = outlier_weights(x_reference, options_.outlier_cap);
+      const auto *before = seen.stream_before(id.kind()), *before_reference = reference.stream_before(id.kind());
+      if (before != nullptr) {
+        weights = weights * outlier_weights(*before_reference, options_.outlier_cap);
+        m.residual = mean_outer(*before_reference - *before, x, weights);
+      }
+      m.hessian = mean_outer(x, x, weights);
+      m.cross = mean_outer(x_reference, x, weights);
+    } else {
+      const auto& input = reference.inputs[static_cast<std::size_t>(id.kind())];
+      m.hessian = mean_outer(input, input, {});
     }
-    const auto& x_reference = reference.inputs[static_cast<std::size_t>(id.kind())];
-    auto weights = outlier_weights(x_reference);
-    const auto *before = seen.stream_before(id.kind()), *before_reference = reference.stream_before(id.kind());
-    if (before != nullptr) weights = torch::minimum(weights, outlier_weights(*before_reference));
-    const auto weighted = x * weights;
-    hessian_ = mean_outer(weighted, x);
-    cross_ = mean_outer(x_reference, weighted);
-    if (before != nullptr) residual_ = mean_outer(*before_reference - *before, weighted);
+    m.solver = damped(m.hessian, options_.damping);
+    return m;
+  }
+
+  /// Quantizes one module and returns what is left of its target: W' − Ŵ.
+  torch::Tensor quantize(ModuleId id, const Moments& moments) {
+    const auto index = static_cast<std::size_t>(id.index);
+    auto& slot = model_.linear(id);
+    auto target = slot.weight.to(torch::kFloat32);
+    QuantizedLinear q;
+    if (options_.quantizer == Quantizer::gptq) {
+      target = absorb_error(target, moments.hessian, moments.solver, moments.cross, options_.alpha, moments.residual, options_.rho);
+      q = quantize_gptq(target, moments.solver, quantize_clip(target, options_.scheme, moments.solver.diagonal()));
+      polish(target, moments.solver, q);
+      out_.targets[index] = target;
+    } else if (options_.given != nullptr) {
+      q = options_.given->at(index);
+    } else if (options_.quantizer == Quantizer::clip) {
+      q = quantize_clip(target, options_.scheme, moments.hessian.diagonal());
+    } else {
+      q = quantize_rtn(target, options_.scheme);
+    }
+    const auto weight = q.dequantize();
+    slot.weight = weight.to(model_.compute_type());
+    out_.linears[index] = std::move(q);
+    return target - weight;
+  }
+
+  void polish(const torch::Tensor& target, const torch::Tensor& hessian, QuantizedLinear& q) const {
+    const bool one_scale = options_.scheme.group_size == 0;
+    for (int sweep = 0; sweep < options_.sweeps; ++sweep) {
+      if (one_scale) q.scales = refit_row_scales(target, hessian, q);
+      descend_codes(target, hessian, q);
+    }
+    if (one_scale && options_.sweeps > 0) q.scales = refit_row_scales(target, hessian, q);
+  }
+
+  static std::vector<double> to_vector(const torch::Tensor& values) {
+    const auto host = values.to(torch::kCPU).contiguous();
+    return {host.data_ptr<double>(), host.data_ptr<double>() + host.numel()};
+  }
+
+  void compensate(std::size_t site, const std::map<int, torch::Tensor>& errors, const Moments& moments) {
+    const auto& members = sites_[site].members;
+    std::vector<torch::Tensor> stacked;
+    for (const ModuleId id : members) stacked.push_back(errors.at(id.index));
+    const auto leading = whitened_factors(torch::cat(stacked, 0), moments.hessian, std::max<std::int64_t>(1, sites_[site].rows), options_.whitening);
+    out_.singular_values[site] = to_vector(leading.singular_values);
+    if (sites_[site].rows == 0) return;
+    ChainFactors& factors = out_.factors[site];
+    factors.a = leading.a;
+    const auto a = leading.a.to(torch::kFloat64);
+    factors.sigma = (torch::matmul(a, moments.hessian.to(torch::kFloat64)) * a).sum(1).clamp_min(1e-12).sqrt().to(torch::kFloat32);
+    std::int64_t row = 0;
+    for (const ModuleId id : members) {
+      auto& slot = model_.linear(id);
+      factors.b.push_back(leading.b.narrow(0, row, slot.weight.size(0)).contiguous());
+      row += slot.weight.size(0);
+      slot.compensator = TorchCompensator{factors.a, factors.b.back(), {}, {}, {}, {}};
+    }
   }
 
   TorchModel& model_;
   QuantizeOptions options_;
+  const std::vector<CompensatorSite>& sites_;
+  std::map<int, std::size_t> site_of_;
   ModelQuantization out_;
-  ModuleId group_{-1};
-  torch::Tensor hessian_, cross_, residual_;
 };
 
 ModelQuantization quantize_rounding(TorchModel& model, const W4Scheme& scheme) {
   ModelQuantization out;
   for (int index = 0; index < module_count(model.config()); ++index) {
     auto& slot = model.linear(ModuleId{index});
-    const auto original = slot.weight.to(torch::kFloat32);
-    out.linears.push_back(quantize_rtn(original, scheme));
-    const auto weight = out.linears.back().dequantize();
-    out.relative_error.push_back(((weight - original).square().sum() / original.square().sum()).item<double>());
-    slot.weight = weight.to(model.compute_type());
+    out.linears.push_back(quantize_rtn(slot.weight.to(torch::kFloat32), scheme));
+    slot.weight = out.linears.back().dequantize().to(model.compute_type());
   }
   return out;
 }
 
 }  // namespace
 
-ModelQuantization quantize_model(TorchModel& model, const QuantizeOptions& options, const torch::Tensor& tokens) {
+ModelQuantization quantize_model(TorchModel& model, const QuantizeOptions& options, const std::vector<CompensatorSite>& sites,
+                                 const torch::Tensor& tokens) {
   torch::NoGradGuard no_grad;
-  if (options.quantizer == Quantizer::rtn) return quantize_rounding(model, options.scheme);
+  if (options.quantizer == Quantizer::rtn && sites.empty()) return quantize_rounding(model, options.scheme);
   const ModelConfig& config = model.config();
-  SequentialQuantizer quantizer(model, options);
+  SequentialQuantizer quantizer(model, options, sites);
   auto stream = model.stream_before(tokens, 0);
   auto reference_stream = stream;
   Progress progress("quantize", config.num_hidden_layers);
@@ -126,42 +190,20 @@ ModelQuantization quantize_model(TorchModel& model, const QuantizeOptions& optio
     model.on_value = [&view](const char* name, std::int64_t, const torch::Tensor& value) {
       if (std::string_view(name) == "post_attention") view->post_attention = value;
     };
-    if (options.quantizer == Quantizer::gptq && options.absorb) {
-      reference.entry = reference_stream.residual;
-      model.before_linear = [&](ModuleId id, const torch::Tensor& x) { reference.inputs[static_cast<std::size_t>(id.kind())] = x; };
-      reference_stream = model.advance(std::move(reference_stream), layer, layer + 1, tokens);
-    }
+    reference.entry = reference_stream.residual;
+    model.before_linear = [&](ModuleId id, const torch::Tensor& x) { reference.inputs[static_cast<std::size_t>(id.kind())] = x; };
+    reference_stream = model.advance(std::move(reference_stream), layer, layer + 1, tokens);
     view = &seen;
     seen.entry = stream.residual;
-    model.before_linear = [&](ModuleId id, const torch::Tensor& x) { quantizer.quantize(id, x, seen, reference); };
+    model.before_linear = [&](ModuleId id, const torch::Tensor& x) {
+      if (id.input_group() == id) quantizer.quantize_group(id, x, seen, reference);
+    };
     stream = model.advance(std::move(stream), layer, layer + 1, tokens);
     model.before_linear = nullptr;
     model.on_value = nullptr;
     progress.update(layer + 1);
   }
   return quantizer.take();
-}
-
-std::vector<torch::Tensor> input_moments(TorchModel& model, const torch::Tensor& tokens, std::int64_t batch) {
-  torch::NoGradGuard no_grad;
-  std::vector<torch::Tensor> moments(static_cast<std::size_t>(module_count(model.config())));
-  model.before_linear = [&](ModuleId id, const torch::Tensor& x) {
-    if (!(id == id.input_group())) return;
-    auto& sum = moments[static_cast<std::size_t>(id.index)];
-    const auto outer = mean_outer(x, x) * static_cast<double>(x.size(0));
-    sum = sum.defined() ? sum.add_(outer) : outer;
-  };
-  Progress progress("input moments", tokens.size(0));
-  for (std::int64_t first = 0; first < tokens.size(0); first += batch) {
-    throw_if_interrupted();
-    model.hidden(tokens.narrow(0, first, std::min(batch, tokens.size(0) - first)));
-    progress.update(std::min(first + batch, tokens.size(0)));
-  }
-  model.before_linear = nullptr;
-  for (auto& moment : moments) {
-    if (moment.defined()) moment /= static_cast<double>(tokens.numel());
-  }
-  return moments;
 }
 
 }  // namespace spear

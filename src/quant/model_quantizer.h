@@ -1,45 +1,61 @@
-// Quantizes all linears of a model, module after module, each on the inputs that the already quantized prefix gives it.
+// Quantizes all linears of a model, group after group, each on the inputs that the already quantized prefix gives it.
 #pragma once
 
 #include <functional>
-#include <string_view>
 #include <vector>
 
 #include "quant/gptq.h"
+#include "quant/whitened_factors.h"
 #include "torch/torch_model.h"
 
 namespace spear {
 
 enum class Quantizer { rtn, clip, gptq };
 
+// What `gptq` does beside GPTQ, each measured (docs/algorithm.md). For a group of modules with one input x:
+// - Token weights w_t = min(1, cap · median(n) / n_t), n_t = |x_t|² in the reference (for o_proj and down_proj times the
+//   same of the residual stream): attention sinks and other outlier tokens otherwise own every moment below.
+// - Targets W' = W + (α W (C − H) + ρ R)(H + λI)⁻¹, H = E[w x xᵀ], C = E[w x_reference xᵀ] and, for the modules that write
+//   to the residual stream, R = E[w (h_reference − h) xᵀ], h the stream before the module: W' x makes up for the error of
+//   its input (GPTAQ, Qronos) and of the stream. α = ρ = 1 over-fits the calibration text; a half is best.
+// - After GPTQ, sweeps of {row scale refit, coordinate descent over the codes}.
+// - Compensators, if any, take the leading part of W' − Ŵ at once, so that what follows is quantized behind them.
 struct QuantizeOptions {
   Quantizer quantizer = Quantizer::rtn;
   W4Scheme scheme;
-  GptqOptions gptq;
-  bool absorb = true;  ///< gptq: targets make up for what the quantized prefix got wrong (below)
+  double damping = 0.01;
+  double alpha = 0.5, rho = 0.5;
+  double outlier_cap = 1.0;
+  int sweeps = 2;
+  Whitening whitening = Whitening::exact;             ///< of the compensators
+  const std::vector<QuantizedLinear>* given = nullptr; ///< 4-bit linears to take as they are (not with gptq)
 };
 
-// Two things beside plain GPTQ, each measured (docs/algorithm.md):
-// - Token weights min(1, 4 median(n) / n_t), n_t = |x_t|² of the reference: attention sinks and other outlier tokens
-//   otherwise own the Hessian. For o_proj and down_proj also of the residual stream.
-// - Targets W' = W + (W (C − H) + R)(H + λI)⁻¹ with C = E[x_reference xᵀ] and, for the modules that write to the
-//   residual stream, R = E[(h_reference − h) xᵀ], h the stream before the module: W' x then makes up for the error of
-//   the input and of the stream (GPTAQ, Qronos; the stream term is ours).
+/// A place for a compensator: modules that share an input and A, or one module.
+struct CompensatorSite {
+  std::vector<ModuleId> members;
+  std::int64_t rows = 0;  ///< of A; 0: measure the spectrum only
+};
 
+/// Its factors.
+struct ChainFactors {
+  torch::Tensor a;               ///< [rows, in]
+  std::vector<torch::Tensor> b;  ///< per member [out, rows]
+  torch::Tensor sigma;           ///< [rows]: root mean square of each A x
+};
 
 struct ModelQuantization {
-  std::vector<QuantizedLinear> linears;       ///< by ModuleId
-  std::vector<torch::Tensor> before_rounding; ///< by ModuleId, float32 weights as rounding met them (gptq only)
-  std::vector<double> relative_error;         ///< by ModuleId: tr(ΔW H ΔWᵀ) / tr(W H Wᵀ); for rtn: without H
+  std::vector<QuantizedLinear> linears;   ///< by ModuleId
+  std::vector<torch::Tensor> targets;     ///< by ModuleId: W' that rounding aimed at (gptq only)
+  std::vector<ChainFactors> factors;      ///< by site
+  std::vector<std::vector<double>> singular_values;  ///< by site: of (W' − Ŵ), whitened, falling
 };
 
-/// `model`'s slots hold the reference weights at the start and dequantized 4-bit weights at the end.
-/// tokens: [sequences, length] int64 on the model's device; may be undefined for rtn. All sequences pass each layer
-/// together, so memory grows with their number (about 40 kB per token for hidden_size 576).
-ModelQuantization quantize_model(TorchModel& model, const QuantizeOptions& options, const torch::Tensor& tokens);
-
-/// Mean x xᵀ of the inputs of every input group (by ModuleId of the group's first member), float32, on a forward pass
-/// over `tokens` in pieces of `batch` sequences.
-std::vector<torch::Tensor> input_moments(TorchModel& model, const torch::Tensor& tokens, std::int64_t batch);
+/// `model`'s slots hold the reference weights at the start, dequantized 4-bit weights (and compensators) at the end.
+/// tokens: [sequences, length] int64 on the model's device; may be undefined for rtn without sites. All sequences pass
+/// each layer together, so memory grows with their number (about 40 kB per token for hidden_size 576).
+/// With rtn and clip, compensators fit W − Ŵ on the reference's inputs: absorbing upstream errors ruins them (measured).
+ModelQuantization quantize_model(TorchModel& model, const QuantizeOptions& options, const std::vector<CompensatorSite>& sites,
+                                 const torch::Tensor& tokens);
 
 }  // namespace spear

@@ -66,61 +66,40 @@ nlohmann::json gate_statistics(TorchModel& model, const torch::Tensor& tokens) {
   return out;
 }
 
-TorchModel Stages::quantized_model() {
+TorchModel Stages::model_of(const std::vector<QuantizedLinear>& linears) const {
   TorchModel model(reference_, device_, torch::kBFloat16);
-  for (std::size_t i = 0; i < quantized().linears.size(); ++i) {
-    model.weights().linears[i].weight = quantized().linears[i].dequantize().to(torch::kBFloat16);
-  }
+  for (std::size_t i = 0; i < linears.size(); ++i) model.weights().linears[i].weight = linears[i].dequantize().to(torch::kBFloat16);
   return model;
 }
 
-std::vector<CompensatorStart> Stages::starts(const std::vector<CompensatorShape>& shapes, const std::vector<torch::Tensor>& moments,
-                                             Whitening whitening) {
-  std::vector<CompensatorStart> out;
-  for (const auto& shape : shapes) {
-    std::vector<torch::Tensor> errors;
-    for (const ModuleId id : shape.members) {
-      const auto weight = std::visit([](const auto& w) { return to_torch(w); }, reference_.linear(id).weight).to(device_);
-      errors.push_back(weight - quantized().linears[static_cast<std::size_t>(id.index)].dequantize());
-    }
-    const auto& moment = moments[static_cast<std::size_t>(shape.members.front().input_group().index)];
-    out.push_back(closed_form_start(shape, errors, moment, whitening));
-  }
-  return out;
-}
-
-std::vector<CompensatorShape> Stages::choose_shapes(const std::vector<torch::Tensor>& moments, nlohmann::json& placement) {
+std::vector<CompensatorShape> Stages::choose_shapes(const ModelQuantization& measured, nlohmann::json& placement) {
   const Recipe& r = options_.recipe;
   PlacementOptions how{r.placement, 0, r.max_rank, r.gate_hidden, r.gate_rows, r.seed};
   how.budget_bytes = static_cast<std::int64_t>(r.budget * static_cast<double>(budget_base_bytes(reference_, r.scheme)));
-  auto sites = placement_sites(reference_.config, r.share_a);
-  if (r.placement == Placement::damage) {
-    for (auto& site : sites) {
-      std::vector<torch::Tensor> errors;
-      for (const ModuleId id : site.members) {
-        const auto weight = std::visit([](const auto& w) { return to_torch(w); }, reference_.linear(id).weight).to(device_);
-        errors.push_back(weight - quantized().linears[static_cast<std::size_t>(id.index)].dequantize());
-        site.damage += std::max(0.0, damage().cka[static_cast<std::size_t>(id.index)] - damage().noise_floor);
+  auto all = sites();
+  if (r.placement == Placement::damage || r.placement == Placement::fisher) {
+    const Damage& d = damage();
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      all[i].singular_values = measured.singular_values.at(i);
+      for (const ModuleId id : all[i].members) {
+        const auto index = static_cast<std::size_t>(id.index);
+        all[i].damage += r.placement == Placement::fisher ? d.fisher[index] : std::max(0.0, d.cka[index] - d.noise_floor);
       }
-      const auto& moment = moments[static_cast<std::size_t>(site.members.front().input_group().index)];
-      // All singular values: a site's gain is their share in the whole error.
-      const auto sigma = whitened_factors(torch::cat(errors, 0), moment, site.in_features, Whitening::exact).singular_values.to(torch::kCPU);
-      site.singular_values.assign(sigma.data_ptr<double>(), sigma.data_ptr<double>() + sigma.numel());
     }
   }
-  auto shapes = place(sites, how);
+  auto shapes = place(all, how);
   placement = placement_json(shapes, how, module_count(reference_.config), r.share_a);
   return shapes;
 }
 
-std::vector<torch::Tensor> Stages::latents() {
+std::vector<torch::Tensor> Stages::latents(const Start& start) const {
   std::vector<torch::Tensor> out;
-  const auto& q = quantized();
   if (options_.recipe.tune != Tune::codes) return out;
-  for (std::size_t i = 0; i < q.linears.size(); ++i) {
-    const auto& linear = q.linears[i];
-    const auto weight = q.before_rounding.empty() ? reference_model().linear(ModuleId{static_cast<int>(i)}).weight.to(torch::kFloat32)
-                                                  : q.before_rounding[i];
+  for (std::size_t i = 0; i < start.linears.size(); ++i) {
+    const auto& linear = start.linears[i];
+    const auto weight = !start.targets.empty()
+                            ? start.targets[i]
+                            : std::visit([](const auto& w) { return to_torch(w); }, reference_.linear(ModuleId{static_cast<int>(i)}).weight).to(device_);
     const std::int64_t in = weight.size(1);
     const auto position = weight / expand_groups(linear.scales, in, linear.scheme) + expand_groups(linear.zeros, in, linear.scheme);
     // Inside the cell of the code it has: what the quantizer decided stands until training moves it.
@@ -129,24 +108,60 @@ std::vector<torch::Tensor> Stages::latents() {
   return out;
 }
 
-std::vector<CompensatorStart> Stages::best_start(const std::vector<CompensatorShape>& shapes, const std::vector<torch::Tensor>& moments,
-                                                 std::string& whitening) {
-  std::vector<CompensatorStart> best;
+/// Ranks by site of shapes placed on them.
+static std::vector<std::int64_t> rows_of(const std::vector<PlacementSite>& sites, const std::vector<CompensatorShape>& shapes) {
+  std::vector<std::int64_t> rows(sites.size(), 0);
+  for (std::size_t i = 0; i < sites.size(); ++i) {
+    for (const auto& shape : shapes) {
+      if (shape.members.front() == sites[i].members.front()) rows[i] = shape.rank + shape.gate_rows;
+    }
+  }
+  return rows;
+}
+
+static std::vector<CompensatorStart> starts_of(const std::vector<PlacementSite>& sites, const std::vector<CompensatorShape>& shapes,
+                                        const ModelQuantization& q) {
+  std::vector<CompensatorStart> out;
+  for (const auto& shape : shapes) {
+    for (std::size_t i = 0; i < sites.size(); ++i) {
+      if (shape.members.front() == sites[i].members.front()) out.push_back(start_from(shape, q.factors[i]));
+    }
+  }
+  return out;
+}
+
+/// Linears that nothing moves: factors of a low rank are the leading ones of a high rank, so one pass measures the
+/// spectrum for the placement and fits the compensators; once with each whitening, and held-out KL decides.
+Stages::Start Stages::behind_given_linears(Calibrated& out) {
+  const std::vector<std::int64_t> wide(sites().size(), options_.recipe.max_rank + options_.recipe.gate_rows);
+  Start best{quantized().linears, {}, {}};
   double best_kl = 0;
-  for (const auto& [kind, label] : {std::pair{Whitening::exact, "exact"}, std::pair{Whitening::diagonal, "diagonal"}}) {
-    auto candidate = starts(shapes, moments, kind);
-    TorchModel model = quantized_model();
-    TrainableModel trainable(model, quantized().linears, {}, candidate, Tune::none, options_.recipe.seed);
+  for (const auto& [whitening, label] : {std::pair{Whitening::exact, "exact"}, std::pair{Whitening::diagonal, "diagonal"}}) {
+    const auto fitted = run_quantizer("closed form", wide, whitening);
+    if (out.shapes.empty()) out.shapes = choose_shapes(fitted, out.placement);
+    auto candidate = starts_of(sites(), out.shapes, fitted);
+    drop_reference_model();
+    TorchModel model = model_of(best.linears);
+    TrainableModel trainable(model, best.linears, {}, candidate, Tune::none, options_.recipe.seed);
     trainable.install(true, false);
     const double kl = held_out_kl(model, samples(), states(), options_.recipe.train.sequence_length, kStartTokens);
     log::info("closed form, {} whitening: held-out KL {:.4f}", label, kl);
-    if (best.empty() || kl < best_kl) {
-      best = std::move(candidate);
-      best_kl = kl;
-      whitening = label;
-    }
+    if (!best.compensators.empty() && kl >= best_kl) continue;
+    best.compensators = std::move(candidate);
+    best_kl = kl;
+    out.whitening = label;
   }
   return best;
+}
+
+Stages::Start Stages::closed_form(Calibrated& out) {
+  if (options_.recipe.budget <= 0) return {quantized().linears, quantized().targets, {}};
+  if (backbone_ || quantize_options(options_.recipe).quantizer != Quantizer::gptq) return behind_given_linears(out);
+  out.shapes = choose_shapes(quantized(), out.placement);
+  out.whitening = "exact";
+  auto chain = run_quantizer("quantize behind compensators", rows_of(sites(), out.shapes), Whitening::exact);
+  auto compensators = starts_of(sites(), out.shapes, chain);
+  return {std::move(chain.linears), std::move(chain.targets), std::move(compensators)};
 }
 
 TrainResult Stages::run_training(TorchModel& model, TrainableModel& trainable, const nlohmann::json& key) {
@@ -177,29 +192,16 @@ Calibrated Stages::calibrate() {
   const Recipe& r = options_.recipe;
   Calibrated out;
   states();
-  quantized();
-  std::vector<CompensatorStart> start;
-  if (r.budget > 0) {
-    const auto tokens = quantizer_tokens();
-    drop_reference_model();
-    std::vector<torch::Tensor> moments;
-    {
-      TorchModel model = quantized_model();
-      moments = timed("closed form", [&] { return input_moments(model, tokens, 8); });
-    }
-    out.shapes = choose_shapes(moments, out.placement);
-    start = best_start(out.shapes, moments, out.whitening);
-  }
+  Start start = closed_form(out);
   drop_reference_model();
-  TorchModel model = quantized_model();
-  TrainableModel trainable(model, quantized().linears, latents(), start, r.tune, r.seed);
-  drop_reference_model();
+  TorchModel model = model_of(start.linears);
+  TrainableModel trainable(model, start.linears, latents(start), start.compensators, r.tune, r.seed);
   auto training = to_json(r);
   training["input"] = input_key();
   training["calibration"] = sample_key();
   out.train = run_training(model, trainable, training);
   out.weights = trainable.export_weights(reference_);
-  if (!start.empty() && r.gate_hidden > 0) {
+  if (!start.compensators.empty() && r.gate_hidden > 0) {
     const auto& set = samples();
     const std::int64_t rows = std::min<std::int64_t>(4, set.held_out);
     out.gates = gate_statistics(model, model.token_tensor({set.rows(set.train_sequences(), rows), rows, set.length}));

@@ -26,15 +26,10 @@ SPEAR_VECTOR_CLONES void write_run(std::int64_t n, const float* latent, float sc
   }
 }
 
-SPEAR_VECTOR_CLONES void adam_run(std::int64_t n, float* latent, float* moment, float* second, const std::uint16_t* gradient,
-                                  float sign, float rate, float beta1, float beta2, float correct2) {
+SPEAR_VECTOR_CLONES void sign_run(std::int64_t n, float* latent, const std::uint16_t* gradient, float rate) {
   for (std::int64_t i = 0; i < n; ++i) {
-    const float g = bf16_to_f32(gradient[i]) * sign;
-    const float m = beta1 * moment[i] + (1.0F - beta1) * g;
-    const float v = beta2 * second[i] + (1.0F - beta2) * g * g;
-    moment[i] = m;
-    second[i] = v;
-    const float moved = latent[i] - rate * m / (std::sqrt(v * correct2) + 1e-12F);
+    const float g = bf16_to_f32(gradient[i]);
+    const float moved = latent[i] - (g > 0 ? rate : 0.0F) + (g < 0 ? rate : 0.0F);
     latent[i] = std::min(std::max(moved, kLowest), kHighest);
   }
 }
@@ -74,27 +69,20 @@ void write_weight(const LatentWeight& latent, const torch::Tensor& scales, torch
   });
 }
 
-void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::Tensor& weight_gradient, const CodeStep& step) {
+void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::Tensor& weight_gradient, double rate) {
   torch::NoGradGuard no_grad;
   const std::int64_t rows = latent.latent.size(0), cols = latent.latent.size(1), groups = scales.size(1);
-  const double correct1 = 1 - std::pow(step.beta1, step.step), correct2 = 1 / (1 - std::pow(step.beta2, step.step));
   if (!fused(weight_gradient)) {
-    const auto g = weight_gradient.to(torch::kFloat32) * expand_groups(scales, cols, latent.scheme).sign();
-    latent.moment.mul_(step.beta1).add_(g, 1 - step.beta1);
-    latent.second.mul_(step.beta2).addcmul_(g, g, 1 - step.beta2);
-    latent.latent.addcdiv_(latent.moment, (latent.second * correct2).sqrt_().add_(1e-12), -step.learning_rate / correct1);
-    latent.latent.clamp_(kLowest, kHighest);
+    const auto direction = weight_gradient.to(torch::kFloat32).sign() * expand_groups(scales, cols, latent.scheme).sign();
+    latent.latent.sub_(direction, rate).clamp_(kLowest, kHighest);
     return;
   }
-  float *position = latent.latent.data_ptr<float>(), *m = latent.moment.data_ptr<float>(), *v = latent.second.data_ptr<float>();
+  float* position = latent.latent.data_ptr<float>();
   const float* s = scales.data_ptr<float>();
   const std::uint16_t* g = bf16_data(weight_gradient);
-  const auto rate = static_cast<float>(step.learning_rate / correct1);
   for_each_run(rows, cols, latent.scheme, [&](std::int64_t row, std::int64_t group, std::int64_t col, std::int64_t count) {
-    const std::int64_t at = row * cols + col;
-    const float sign = s[row * groups + group] < 0 ? -1.0F : 1.0F;
-    adam_run(count, position + at, m + at, v + at, g + at, sign, rate, static_cast<float>(step.beta1),
-             static_cast<float>(step.beta2), static_cast<float>(correct2));
+    const auto signed_rate = static_cast<float>(s[row * groups + group] < 0 ? -rate : rate);
+    sign_run(count, position + row * cols + col, g + row * cols + col, signed_rate);
   });
 }
 

@@ -8,26 +8,19 @@
 
 namespace spear {
 
-/// A linear's codes and scales in training. All [out, in] or [out, groups].
+/// A linear's codes in training.
 struct LatentWeight {
   W4Scheme scheme;
-  torch::Tensor latent;         ///< float32, in code units: the code is floor(latent + 0.5) in 0..15
-  torch::Tensor moment, second; ///< Adam's moments of the latent; undefined while codes are frozen
-  torch::Tensor zeros;          ///< float32
-};
-
-struct CodeStep {
-  double learning_rate = 0;  ///< code units per step
-  double beta1 = 0.9, beta2 = 0.95;
-  std::int64_t step = 1;     ///< counted from 1, for the bias corrections
+  torch::Tensor latent;  ///< [out, in] float32, in code units: the code is floor(latent + 0.5) in 0..15
+  torch::Tensor zeros;   ///< [out, groups] float32
 };
 
 /// weight = (code − zero) · scale, written into `weight` (its own type). scales: [out, groups] float32.
 void write_weight(const LatentWeight& latent, const torch::Tensor& scales, torch::Tensor& weight);
 
-/// Adam on the latent with the straight-through gradient dL/dlatent = dL/dweight · sign(scale), then clamped to the
-/// cells of the codes 0 and 15.
-void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::Tensor& weight_gradient, const CodeStep& step);
+/// Signed gradient step: latent −= rate · sign(dL/dweight · scale), then clamped to the cells of the codes 0 and 15.
+/// Adam and Lion on the latents are no better (docs/algorithm.md), and this keeps no state. rate: code units.
+void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::Tensor& weight_gradient, double rate);
 
 /// dL/d log(scale) = Σ over the group of dL/dweight · weight: [out, groups] float32.
 torch::Tensor log_scale_gradient(const torch::Tensor& weight_gradient, const torch::Tensor& weight, const W4Scheme& scheme);

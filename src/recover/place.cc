@@ -13,7 +13,7 @@ namespace spear {
 namespace {
 
 constexpr std::pair<const char*, Placement> kPlacements[] = {
-    {"damage", Placement::damage}, {"uniform", Placement::uniform}, {"random", Placement::random}};
+    {"damage", Placement::damage}, {"fisher", Placement::fisher}, {"uniform", Placement::uniform}, {"random", Placement::random}};
 
 /// Ranks under construction.
 class Allocation {
@@ -44,7 +44,8 @@ class Allocation {
 };
 
 void place_by_damage(const std::vector<PlacementSite>& sites, Allocation& ranks) {
-  // Greedy is exact water-filling: gains of one site fall with its rank.
+  // Greedy is exact water-filling: gains of one site fall with its rank. A site's damage is shared out among its ranks
+  // in proportion to the output error that each removes.
   for (;;) {
     double best = 0;
     std::size_t best_site = sites.size();
@@ -96,7 +97,7 @@ Placement parse_placement(std::string_view text) {
   for (const auto& [label, placement] : kPlacements) {
     if (text == label) return placement;
   }
-  throw usage_error(fmt::format("unknown placement '{}'", text), "--placement", "use damage, uniform or random");
+  throw usage_error(fmt::format("unknown placement '{}'", text), "--placement", "use damage, fisher, uniform or random");
 }
 
 const char* name(Placement placement) {
@@ -127,7 +128,8 @@ std::vector<PlacementSite> placement_sites(const ModelConfig& config, bool share
 std::vector<CompensatorShape> place(const std::vector<PlacementSite>& sites, const PlacementOptions& options) {
   Allocation ranks(sites, options);
   switch (options.placement) {
-    case Placement::damage: place_by_damage(sites, ranks); break;
+    case Placement::damage:
+    case Placement::fisher: place_by_damage(sites, ranks); break;
     case Placement::uniform: place_uniformly(ranks); break;
     case Placement::random: place_at_random(ranks, options.seed); break;
   }

@@ -11,7 +11,8 @@
 namespace spear {
 
 enum class Placement {
-  damage,   ///< water-filling of squared whitened singular values × damage ÷ bytes
+  damage,   ///< water-filling of squared whitened singular values × damage (1 − CKA) ÷ bytes: the paper's idea
+  fisher,   ///< the same with the Fisher estimate of the damage
   uniform,  ///< the same rank everywhere, as high as the budget allows, the rest one rank by module order
   random,   ///< ranks handed out one by one at random
 };
@@ -23,7 +24,7 @@ struct PlacementSite {
   std::vector<ModuleId> members;
   std::int64_t in_features = 0, out_features = 0;  ///< out: summed over the members
   double damage = 0;                               ///< summed over the members
-  std::vector<double> singular_values;             ///< whitened, of the stacked error, falling
+  std::vector<double> singular_values;             ///< whitened, of the stacked error, all of them, falling
 };
 
 struct PlacementOptions {

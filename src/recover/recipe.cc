@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <limits>
+
 #include "base/error.h"
 #include "base/progress.h"
 
@@ -17,39 +19,33 @@ constexpr std::size_t at(ParameterGroup group) { return static_cast<std::size_t>
 Recipe preset_recipe(std::string_view preset) {
   Recipe recipe;
   recipe.preset = preset;
-  recipe.train.rates.codes = 2e-3;
-  recipe.train.rates.groups[at(ParameterGroup::factors)] = 1e-3;
-  recipe.train.rates.groups[at(ParameterGroup::gate)] = 3e-3;
-  recipe.train.rates.groups[at(ParameterGroup::scales)] = 1e-3;
-  recipe.train.rates.groups[at(ParameterGroup::gains)] = 1e-3;
+  recipe.train.tokens_per_step = recipe.train.sequence_length = 1024;
   if (preset == "quick") {
-    recipe.samples = {.sequences = 128, .length = 512, .batch = 64, .seed = 0};
-    recipe.held_out_sequences = 16;
+    recipe.samples = {.sequences = 72, .length = 1024, .batch = 72, .seed = 0};
+    recipe.held_out_sequences = 8;
     recipe.quantizer_sequences = 64;
-    recipe.quantizer_length = 256;
+    recipe.quantizer_length = 512;
     recipe.diagnose = {.sequences = 4, .length = 256};
     recipe.train.steps = 64;
-    recipe.train.tokens_per_step = 1024;
     recipe.train.evaluations = 1;
   } else if (preset == "standard") {
-    recipe.samples = {.sequences = 512, .length = 512, .batch = 128, .seed = 0};
-    recipe.held_out_sequences = 48;
-    recipe.quantizer_sequences = 192;
-    recipe.quantizer_length = 256;
-    recipe.diagnose = {.sequences = 8, .length = 256, .restore_one = true, .delta_kl = true};
-    recipe.train.steps = 500;
-    recipe.train.tokens_per_step = 1024;
-  } else if (preset == "thorough") {
-    recipe.samples = {.sequences = 2048, .length = 512, .batch = 128, .seed = 0};
-    recipe.held_out_sequences = 64;
+    recipe.samples = {.sequences = 320, .length = 1024, .batch = 80, .seed = 0};
+    recipe.held_out_sequences = 20;
     recipe.quantizer_sequences = 256;
     recipe.quantizer_length = 512;
+    recipe.diagnose = {.sequences = 8, .length = 256, .restore_one = true, .delta_kl = true};
+    recipe.train.steps = 380;
+  } else if (preset == "thorough") {
+    recipe.samples = {.sequences = 1280, .length = 1024, .batch = 80, .seed = 0};
+    recipe.held_out_sequences = 40;
+    recipe.quantizer_sequences = 512;
+    recipe.quantizer_length = 512;
     recipe.diagnose = {.sequences = 16, .length = 256, .restore_one = true, .delta_kl = true, .kl_tokens = 4096};
-    recipe.train.steps = 2000;
-    recipe.train.tokens_per_step = 1024;
+    recipe.train.steps = 1240;
   } else {
     throw usage_error(fmt::format("unknown preset '{}'", preset), "--preset", "use quick, standard or thorough");
   }
+  set_quantizer(recipe, "tuned");
   return recipe;
 }
 
@@ -67,12 +63,34 @@ void set_quantizer(Recipe& recipe, std::string_view quantizer) {
     throw usage_error(fmt::format("unknown quantizer '{}'", quantizer), "--quantizer", "use rtn, clip, gptq or tuned");
   }
   recipe.quantizer = quantizer;
-  recipe.tune = quantizer == "tuned" ? Tune::codes : Tune::scales;
+  // Frozen rounding leaves more to do, and more passes over the same tokens still help it (docs/algorithm.md).
+  const bool simple = quantizer == "rtn" || quantizer == "clip";
+  if (recipe.preset == "standard") recipe.train.steps = simple ? 700 : 380;
+  recipe.placement = simple ? Placement::fisher : Placement::uniform;
+  set_tune(recipe, Tune::scales);
 }
 
-Quantizer base_quantizer(const Recipe& recipe) {
-  if (recipe.quantizer == "rtn") return Quantizer::rtn;
-  return recipe.quantizer == "clip" ? Quantizer::clip : Quantizer::gptq;
+void set_tune(Recipe& recipe, Tune tune) {
+  recipe.tune = tune;
+  const bool simple = recipe.quantizer == "rtn" || recipe.quantizer == "clip";
+  auto& rates = recipe.train.rates;
+  rates.codes = 1e-3;
+  rates.groups[at(ParameterGroup::factors)] = simple ? (tune == Tune::none ? 3e-3 : 2e-3) : recipe.preset == "quick" ? 1e-3 : 5e-4;
+  rates.groups[at(ParameterGroup::gate)] = 3e-3;
+  rates.groups[at(ParameterGroup::scales)] = 1e-3;
+  rates.groups[at(ParameterGroup::gains)] = 1e-3;
+}
+
+QuantizeOptions quantize_options(const Recipe& recipe) {
+  QuantizeOptions options;
+  options.scheme = recipe.scheme;
+  options.quantizer = recipe.quantizer == "rtn" ? Quantizer::rtn : recipe.quantizer == "clip" ? Quantizer::clip : Quantizer::gptq;
+  if (recipe.quantizer == "gptq") {
+    options.alpha = options.rho = 0;
+    options.outlier_cap = std::numeric_limits<double>::infinity();
+    options.sweeps = 0;
+  }
+  return options;
 }
 
 nlohmann::json to_json(const Recipe& recipe) {
@@ -92,7 +110,6 @@ nlohmann::json to_json(const Recipe& recipe) {
           {"share_a", recipe.share_a},
           {"gate_hidden", recipe.gate_hidden},
           {"gate_rows", recipe.gate_rows},
-          {"wide_rank", recipe.wide_rank},
           {"steps", recipe.train.steps},
           {"tokens_per_step", recipe.train.tokens_per_step},
           {"sequence_length", recipe.train.sequence_length},
@@ -117,7 +134,7 @@ std::string describe_plan(const Recipe& recipe, std::int64_t parameters) {
   };
   std::string out = fmt::format("preset {}, budget {:.2f} % of the model's bytes\n", recipe.preset, 100 * recipe.budget);
   out += line("sample", fmt::format("{:.0f}k tokens from the reference", sampled / 1e3), 2 * p * sampled, 100e9);
-  out += line("quantize", recipe.quantizer, base_quantizer(recipe) == Quantizer::rtn ? 0 : 4 * p * static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length), 100e9);
+  out += line("quantize", recipe.quantizer, recipe.quantizer == "rtn" ? 0 : 10 * p * static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length), 100e9);
   out += line("diagnose", recipe.diagnose.restore_one ? "quantize one, restore one, delta KL, Fisher" : "quantize one, Fisher",
               p * 210 * static_cast<double>(recipe.diagnose.sequences * recipe.diagnose.length) * (recipe.diagnose.restore_one ? 2 : 1), 120e9);
   out += line("calibrate", fmt::format("{} steps of {} tokens", recipe.train.steps, recipe.train.tokens_per_step), 8 * p * trained, 120e9);

@@ -6,7 +6,6 @@
 #include <string_view>
 
 #include "quant/model_quantizer.h"
-#include "recover/closed_form.h"
 #include "recover/diagnose.h"
 #include "recover/place.h"
 #include "recover/sample.h"
@@ -17,8 +16,8 @@ namespace spear {
 struct Recipe {
   std::string preset = "quick";
   W4Scheme scheme;
-  std::string quantizer = "tuned";  ///< rtn, clip, gptq, or tuned (gptq, then codes trained)
-  Tune tune = Tune::codes;
+  std::string quantizer = "tuned";  ///< rtn, clip, gptq (plain), or tuned (the whole chain of model_quantizer.h)
+  Tune tune = Tune::scales;
   double budget = 0.01;             ///< share of the base bytes (design §2); 0: no compensators
   std::uint64_t seed = 0;
 
@@ -30,9 +29,7 @@ struct Recipe {
   bool share_a = true;
   std::int64_t gate_hidden = 8, gate_rows = 0;
   std::int64_t max_rank = 16;
-  std::int64_t wide_rank = 0;  ///< > 0: train this uniform rank first, truncate to the placement, retrain
   TrainOptions train;
-  std::string evaluation_text = "held-out samples";  ///< for the plan only
 };
 
 /// "quick", "standard", "thorough"; throws Error(usage) naming the valid ones.
@@ -40,9 +37,11 @@ Recipe preset_recipe(std::string_view preset);
 
 Tune parse_tune(std::string_view text);  ///< "none", "scales", "codes"
 const char* name(Tune tune);
-/// "rtn", "clip", "gptq", "tuned"; sets the matching default of `tune`.
+/// "rtn", "clip", "gptq", "tuned"; sets what the preset has measured as best with it (rates, steps, placement).
 void set_quantizer(Recipe& recipe, std::string_view quantizer);
-Quantizer base_quantizer(const Recipe& recipe);
+/// Sets what trains and the rates that go with it; call after set_quantizer.
+void set_tune(Recipe& recipe, Tune tune);
+QuantizeOptions quantize_options(const Recipe& recipe);
 
 nlohmann::json to_json(const Recipe& recipe);
 

@@ -42,6 +42,51 @@ QuantizedLinear get(const TensorMap& map, const std::string& name, const W4Schem
           to_torch(map.at(name + ".zeros")).to(device)};
 }
 
+std::string site_name(std::size_t site, const char* part) { return fmt::format("site.{:04}.{}", site, part); }
+
+TensorMap to_tensors(const ModelQuantization& q) {
+  TensorMap out;
+  for (std::size_t i = 0; i < q.linears.size(); ++i) {
+    const std::string name = ModuleId{static_cast<int>(i)}.name();
+    put(out, name, q.linears[i]);
+    if (!q.targets.empty()) out.emplace(name + ".target", to_host(q.targets[i]));
+  }
+  for (std::size_t i = 0; i < q.factors.size(); ++i) {
+    Tensor values(DType::f64, {static_cast<std::int64_t>(q.singular_values[i].size())});
+    std::copy(q.singular_values[i].begin(), q.singular_values[i].end(), values.mutable_as<double>().begin());
+    out.emplace(site_name(i, "singular_values"), values);
+    if (!q.factors[i].a.defined()) continue;
+    out.emplace(site_name(i, "a"), to_host(q.factors[i].a));
+    out.emplace(site_name(i, "sigma"), to_host(q.factors[i].sigma));
+    for (std::size_t m = 0; m < q.factors[i].b.size(); ++m) out.emplace(site_name(i, "b") + std::to_string(m), to_host(q.factors[i].b[m]));
+  }
+  return out;
+}
+
+ModelQuantization quantization_from(const TensorMap& map, const W4Scheme& scheme, torch::Device device) {
+  ModelQuantization out;
+  const auto tensor = [&](const std::string& name) { return to_torch(map.at(name)).to(device); };
+  for (int index = 0; map.contains(ModuleId{index}.name() + ".codes"); ++index) {
+    const std::string name = ModuleId{index}.name();
+    out.linears.push_back(get(map, name, scheme, device));
+    if (map.contains(name + ".target")) out.targets.push_back(tensor(name + ".target"));
+  }
+  for (std::size_t i = 0; map.contains(site_name(i, "singular_values")); ++i) {
+    const auto values = map.at(site_name(i, "singular_values")).as<double>();
+    out.singular_values.emplace_back(values.begin(), values.end());
+    ChainFactors factors;
+    if (map.contains(site_name(i, "a"))) {
+      factors.a = tensor(site_name(i, "a"));
+      factors.sigma = tensor(site_name(i, "sigma"));
+      for (std::size_t m = 0; map.contains(site_name(i, "b") + std::to_string(m)); ++m) {
+        factors.b.push_back(tensor(site_name(i, "b") + std::to_string(m)));
+      }
+    }
+    out.factors.push_back(std::move(factors));
+  }
+  return out;
+}
+
 torch::Tensor reference_weight(const ModelWeights& weights, ModuleId id, torch::Device device) {
   return std::visit([](const auto& w) { return to_torch(w); }, weights.linear(id).weight).to(device);
 }
@@ -86,19 +131,16 @@ nlohmann::json Stages::input_key() const {
 nlohmann::json Stages::sample_key() const {
   const auto& s = options_.recipe.samples;
   return {{"version", kStageVersion}, {"reference", reference_sha256_}, {"device", device_.str()}, {"sequences", s.sequences},
-          {"length", s.length},       {"batch", s.batch},               {"seed", s.seed},
+          {"length", s.length},       {"batch", s.batch},               {"seed", s.seed}, {"held_out", options_.recipe.held_out_sequences},
           {"calibration", options_.calibration.empty() ? "" : sha256_file(options_.calibration)}};
 }
 
 nlohmann::json Stages::quantize_key() const {
   const Recipe& r = options_.recipe;
-  nlohmann::json key = {{"input", input_key()}, {"scheme", to_string(r.scheme)}, {"quantizer", static_cast<int>(base_quantizer(r))}};
-  if (base_quantizer(r) != Quantizer::rtn) {
-    key["samples"] = sample_key();
-    key["sequences"] = r.quantizer_sequences;
-    key["length"] = r.quantizer_length;
-  }
-  return key;
+  const QuantizeOptions q = quantize_options(r);
+  return {{"input", input_key()},  {"scheme", to_string(r.scheme)}, {"quantizer", r.quantizer}, {"samples", sample_key()},
+          {"alpha", q.alpha},      {"rho", q.rho},                  {"sweeps", q.sweeps},       {"sequences", r.quantizer_sequences},
+          {"length", r.quantizer_length}};
 }
 
 TorchModel& Stages::reference_model() {
@@ -172,42 +214,46 @@ torch::Tensor Stages::quantizer_tokens() {
   return reference_model().token_tensor({set.rows(0, rows), rows, set.length}).narrow(1, 0, length).contiguous();
 }
 
-const ModelQuantization& Stages::quantized() {
-  if (quantized_) return *quantized_;
-  quantized_.emplace();
-  const int modules = module_count(reference_.config);
-  if (backbone_) {
-    for (int index = 0; index < modules; ++index) {
-      quantized_->linears.push_back(unpack(std::get<W4Matrix>(backbone_->linear(ModuleId{index}).weight), device_));
-    }
-    return *quantized_;
-  }
-  if (base_quantizer(options_.recipe) == Quantizer::rtn) {
-    quantized_->linears = rtn();
-    return *quantized_;
-  }
-  const auto key = quantize_key();
-  if (const auto kept = workspace_.load("quantized", key)) {
-    for (int index = 0; index < modules; ++index) {
-      const std::string name = ModuleId{index}.name();
-      quantized_->linears.push_back(get(kept->tensors, name, options_.recipe.scheme, device_));
-      if (kept->tensors.contains(name + ".before")) quantized_->before_rounding.push_back(to_torch(kept->tensors.at(name + ".before")).to(device_));
-    }
-    return *quantized_;
-  }
+std::vector<PlacementSite> Stages::sites() const { return placement_sites(reference_.config, options_.recipe.share_a); }
+
+ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vector<std::int64_t>& rows, Whitening whitening) {
+  auto key = quantize_key();
+  key["rows"] = rows;
+  key["share_a"] = options_.recipe.share_a;
+  key["whitening"] = whitening == Whitening::exact ? "exact" : "diagonal";
+  if (const auto kept = workspace_.load(stage, key)) return quantization_from(kept->tensors, options_.recipe.scheme, device_);
   const auto tokens = quantizer_tokens();
   drop_reference_model();
   TorchModel model(reference_, device_, torch::kBFloat16);
-  QuantizeOptions how{base_quantizer(options_.recipe), options_.recipe.scheme, {}, true};
-  *quantized_ = timed("quantize", [&] { return quantize_model(model, how, tokens); });
-  TensorMap file;
-  for (int index = 0; index < modules; ++index) {
-    const auto i = static_cast<std::size_t>(index);
-    const std::string name = ModuleId{index}.name();
-    put(file, name, quantized_->linears[i]);
-    if (!quantized_->before_rounding.empty()) file.emplace(name + ".before", to_host(quantized_->before_rounding[i]));
+  std::vector<CompensatorSite> where;
+  const auto all = sites();
+  for (std::size_t i = 0; i < rows.size(); ++i) where.push_back({all[i].members, rows[i]});
+  QuantizeOptions how = quantize_options(options_.recipe);
+  how.whitening = whitening;
+  if (backbone_) {
+    how.quantizer = Quantizer::rtn;
+    how.given = &quantized().linears;
   }
-  workspace_.save("quantized", key, file);
+  auto out = timed(stage, [&] { return quantize_model(model, how, where, tokens); });
+  workspace_.save(stage, key, to_tensors(out));
+  return out;
+}
+
+const ModelQuantization& Stages::quantized() {
+  if (quantized_) return *quantized_;
+  if (backbone_) {
+    quantized_.emplace();
+    for (int index = 0; index < module_count(reference_.config); ++index) {
+      quantized_->linears.push_back(unpack(std::get<W4Matrix>(backbone_->linear(ModuleId{index}).weight), device_));
+    }
+  } else if (options_.recipe.quantizer == "rtn") {
+    quantized_.emplace();
+    quantized_->linears = rtn();
+  } else {
+    // Row counts of zero: where compensators may go, the spectrum of what is left is measured for the placement.
+    const bool measure = options_.recipe.budget > 0 && options_.recipe.quantizer != "clip";
+    quantized_ = run_quantizer("quantize", std::vector<std::int64_t>(measure ? sites().size() : 0, 0), Whitening::exact);
+  }
   return *quantized_;
 }
 

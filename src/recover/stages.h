@@ -67,11 +67,20 @@ class Stages {
   nlohmann::json sample_key() const;
   nlohmann::json quantize_key() const;
   torch::Tensor quantizer_tokens();
-  std::vector<CompensatorShape> choose_shapes(const std::vector<torch::Tensor>& moments, nlohmann::json& placement);
-  std::vector<CompensatorStart> starts(const std::vector<CompensatorShape>& shapes, const std::vector<torch::Tensor>& moments, Whitening whitening);
-  std::vector<torch::Tensor> latents();
-  TorchModel quantized_model();
-  std::vector<CompensatorStart> best_start(const std::vector<CompensatorShape>& shapes, const std::vector<torch::Tensor>& moments, std::string& whitening);
+  std::vector<PlacementSite> sites() const;
+  /// A quantizer run over the model with compensators of these row counts (by site), kept in the workspace.
+  ModelQuantization run_quantizer(const std::string& stage, const std::vector<std::int64_t>& rows, Whitening whitening);
+  std::vector<CompensatorShape> choose_shapes(const ModelQuantization& measured, nlohmann::json& placement);
+  /// Linears and starting compensators that training begins with.
+  struct Start {
+    std::vector<QuantizedLinear> linears;
+    std::vector<torch::Tensor> targets;
+    std::vector<CompensatorStart> compensators;
+  };
+  Start closed_form(Calibrated& out);
+  Start behind_given_linears(Calibrated& out);
+  std::vector<torch::Tensor> latents(const Start& start) const;
+  TorchModel model_of(const std::vector<QuantizedLinear>& linears) const;
   TrainResult run_training(TorchModel& model, TrainableModel& trainable, const nlohmann::json& key);
 
   RecoverOptions options_;

@@ -33,6 +33,18 @@ const Tensor& require_state(const TensorMap& state, const std::string& name) {
 
 }  // namespace
 
+CompensatorStart start_from(const CompensatorShape& shape, const ChainFactors& factors) {
+  const std::int64_t rows = shape.rank + shape.gate_rows;
+  const auto cut = [rows](const torch::Tensor& t) {  // missing directions start at zero
+    return torch::constant_pad_nd(t, t.dim() == 2 ? std::vector<std::int64_t>{0, 0, 0, std::max<std::int64_t>(0, rows - t.size(0))}
+                                                  : std::vector<std::int64_t>{0, std::max<std::int64_t>(0, rows - t.size(0))})
+        .narrow(0, 0, rows);
+  };
+  CompensatorStart start{shape, cut(factors.a), {}, cut(factors.sigma).clamp_min(1e-6)};
+  for (const auto& b : factors.b) start.b.push_back(cut(b.t()).narrow(0, 0, shape.rank).t().contiguous());
+  return start;
+}
+
 TrainableModel::TrainableModel(TorchModel& model, const std::vector<QuantizedLinear>& quantized,
                                const std::vector<torch::Tensor>& latents, const std::vector<CompensatorStart>& compensators,
                                Tune tune, std::uint64_t seed)
@@ -41,18 +53,14 @@ TrainableModel::TrainableModel(TorchModel& model, const std::vector<QuantizedLin
   const auto device = model.device();
   for (std::size_t i = 0; i < quantized.size(); ++i) {
     const QuantizedLinear& q = quantized[i];
-    LatentWeight latent{q.scheme, (latents.empty() ? q.codes : latents[i]).to(device, torch::kFloat32).clone(), {}, {}, q.zeros.to(device)};
-    if (tune == Tune::codes) {
-      latent.moment = torch::zeros_like(latent.latent);
-      latent.second = torch::zeros_like(latent.latent);
-    }
+    LatentWeight latent{q.scheme, (latents.empty() ? q.codes : latents[i]).to(device, torch::kFloat32).clone(), q.zeros.to(device)};
     latents_.push_back(std::move(latent));
     base_scales_.push_back(q.scales.to(device).clone());
     weights_.push_back(torch::empty(q.codes.sizes(), torch::TensorOptions().dtype(model.compute_type()).device(device)));
     if (tune != Tune::none) {
       scale_parameters_.push_back(add(ModuleId{static_cast<int>(i)}.name() + ".log_scale", ParameterGroup::scales,
                                       torch::zeros_like(base_scales_.back())));
-      weights_.back().set_requires_grad(true);
+      weights_.back().set_requires_grad(needs_weight_gradients());
     }
   }
   for (std::size_t i = 0; i < model.weights().gains.size(); ++i) {
@@ -101,6 +109,16 @@ torch::Tensor TrainableModel::scales(int index) const {
   return (base_scales_[i] * value(scale_parameters_[i]).exp()).to(torch::kFloat16).to(torch::kFloat32).contiguous();
 }
 
+bool TrainableModel::needs_weight_gradients() const {
+  return tune_ == Tune::codes || (tune_ == Tune::scales && latents_.front().scheme.group_size != 0);
+}
+
+torch::Tensor TrainableModel::row_factor(std::size_t index) const {
+  if (tune_ != Tune::scales || needs_weight_gradients()) return {};
+  const auto& base = base_scales_[index];
+  return (round_to_f16(base * value(scale_parameters_[index]).exp()) / base).squeeze(1);
+}
+
 torch::Tensor TrainableModel::gain(std::size_t index) const {
   if (gain_parameters_.empty()) return base_gains_[index];
   return round_to_f16(base_gains_[index] * (1.0 + value(gain_parameters_[index])));
@@ -108,13 +126,18 @@ torch::Tensor TrainableModel::gain(std::size_t index) const {
 
 void TrainableModel::refresh_weights() {
   torch::NoGradGuard no_grad;
-  for (std::size_t i = 0; i < weights_.size(); ++i) write_weight(latents_[i], scales(static_cast<int>(i)), weights_[i]);
+  // With row factors, weights hold the starting scales and the factors the rest.
+  const bool starting = tune_ == Tune::scales && !needs_weight_gradients();
+  for (std::size_t i = 0; i < weights_.size(); ++i) {
+    write_weight(latents_[i], starting ? base_scales_[i] : scales(static_cast<int>(i)), weights_[i]);
+  }
 }
 
 void TrainableModel::install(bool int8_factors, bool gates_on) {
   TorchWeights& slots = model_.weights();
   for (std::size_t i = 0; i < weights_.size(); ++i) {
     slots.linears[i].weight = weights_[i];
+    slots.linears[i].row_factor = row_factor(i);
     slots.linears[i].compensator.reset();
   }
   for (std::size_t i = 0; i < base_gains_.size(); ++i) slots.gains[i] = gain(i);
@@ -141,13 +164,11 @@ void TrainableModel::install(bool int8_factors, bool gates_on) {
 void TrainableModel::step(const Rates& rates) {
   torch::NoGradGuard no_grad;
   ++steps_;
-  if (tune_ != Tune::none) {
+  if (needs_weight_gradients()) {
     for (std::size_t i = 0; i < weights_.size(); ++i) {
       const auto& gradient = weights_[i].grad();
       parameters_[scale_parameters_[i]].value.mutable_grad() = log_scale_gradient(gradient, weights_[i], latents_[i].scheme);
-      if (tune_ == Tune::codes && rates.codes > 0) {
-        step_codes(latents_[i], scales(static_cast<int>(i)), gradient, {rates.codes, rates.beta1, rates.beta2, steps_});
-      }
+      if (tune_ == Tune::codes && rates.codes > 0) step_codes(latents_[i], scales(static_cast<int>(i)), gradient, rates.codes);
       weights_[i].mutable_grad() = torch::Tensor();
     }
   }
@@ -162,7 +183,7 @@ void TrainableModel::step(const Rates& rates) {
     }
     gradient = torch::Tensor();
   }
-  if (tune_ != Tune::none) refresh_weights();
+  if (needs_weight_gradients()) refresh_weights();
 }
 
 TensorMap TrainableModel::state() const {
@@ -176,8 +197,6 @@ TensorMap TrainableModel::state() const {
     for (std::size_t i = 0; i < latents_.size(); ++i) {
       const std::string name = ModuleId{static_cast<int>(i)}.name();
       out.emplace(name + ".latent", to_host(latents_[i].latent));
-      out.emplace(name + ".latent.moment", to_host(latents_[i].moment));
-      out.emplace(name + ".latent.second", to_host(latents_[i].second));
     }
   }
   out.emplace("steps", Tensor::from_floats({1}, std::array{static_cast<float>(steps_)}));
@@ -200,8 +219,6 @@ void TrainableModel::load_state(const TensorMap& state) {
     for (std::size_t i = 0; i < latents_.size(); ++i) {
       const std::string name = ModuleId{static_cast<int>(i)}.name();
       load(name + ".latent", latents_[i].latent);
-      load(name + ".latent.moment", latents_[i].moment);
-      load(name + ".latent.second", latents_[i].second);
     }
   }
   steps_ = static_cast<std::int64_t>(require_state(state, "steps").to_floats().at(0));

@@ -10,7 +10,7 @@
 
 #include "io/safetensors.h"
 #include "model/weights.h"
-#include "quant/quantized_linear.h"
+#include "quant/model_quantizer.h"
 #include "recover/code_step.h"
 #include "torch/torch_model.h"
 
@@ -42,6 +42,9 @@ struct CompensatorStart {
   std::vector<torch::Tensor> b;  ///< per member [out, rank] float32
   torch::Tensor sigma;           ///< [rank + gate_rows]: RMS of each z over calibration
 };
+
+/// Factors of the quantizer's chain cut to a shape: the leading `rank` ranks, then the gate's rows.
+CompensatorStart start_from(const CompensatorShape& shape, const ChainFactors& factors);
 
 class TrainableModel {
  public:
@@ -89,6 +92,9 @@ class TrainableModel {
 
   std::size_t add(std::string name, ParameterGroup group, const torch::Tensor& value);
   const torch::Tensor& value(std::size_t index) const { return parameters_[index].value; }
+  /// Whether codes or group scales train: both need dL/dweight. Row scales alone multiply the output instead.
+  bool needs_weight_gradients() const;
+  torch::Tensor row_factor(std::size_t index) const;
   torch::Tensor scales(int index) const;
   torch::Tensor gain(std::size_t index) const;
   void refresh_weights();

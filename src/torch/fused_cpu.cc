@@ -80,6 +80,25 @@ SPEAR_INLINE void swiglu_backward_impl(std::int64_t count, const T* gate, const 
 }
 
 template <class T>
+SPEAR_INLINE void scale_forward_impl(std::int64_t rows, std::int64_t n, const T* y, const float* factor, T* out) {
+  for (std::int64_t row = 0; row < rows; ++row, y += n, out += n) {
+    for (std::int64_t i = 0; i < n; ++i) store(out[i], load(y[i]) * factor[i]);
+  }
+}
+
+template <class T>
+SPEAR_INLINE void scale_backward_impl(std::int64_t rows, std::int64_t n, const T* y, const float* factor, const T* dout, T* dy,
+                                      float* dfactor) {
+  for (std::int64_t row = 0; row < rows; ++row, y += n, dout += n, dy += n) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      const float d = load(dout[i]);
+      dfactor[i] += d * load(y[i]);
+      store(dy[i], d * factor[i]);
+    }
+  }
+}
+
+template <class T>
 SPEAR_INLINE void rotate_impl(std::int64_t length, std::int64_t heads, std::int64_t dim, const float* cos, const float* sin,
                               bool inverse, const T* x, T* out) {
   const std::int64_t half = dim / 2;
@@ -125,6 +144,12 @@ SPEAR_INSTANTIATE(swiglu_forward, FORWARD_SWIGLU, (count, gate, up, out))
 
 #define BACKWARD_SWIGLU(T) (std::int64_t count, const T* gate, const T* up, const T* dy, T* dgate, T* dup)
 SPEAR_INSTANTIATE(swiglu_backward, BACKWARD_SWIGLU, (count, gate, up, dy, dgate, dup))
+
+#define FORWARD_SCALE(T) (std::int64_t rows, std::int64_t n, const T* y, const float* factor, T* out)
+SPEAR_INSTANTIATE(scale_forward, FORWARD_SCALE, (rows, n, y, factor, out))
+
+#define BACKWARD_SCALE(T) (std::int64_t rows, std::int64_t n, const T* y, const float* factor, const T* dout, T* dy, float* dfactor)
+SPEAR_INSTANTIATE(scale_backward, BACKWARD_SCALE, (rows, n, y, factor, dout, dy, dfactor))
 
 #define ROTATE(T) (std::int64_t length, std::int64_t heads, std::int64_t dim, const float* cos, const float* sin, bool inverse, const T* x, T* out)
 SPEAR_INSTANTIATE(rotate, ROTATE, (length, heads, dim, cos, sin, inverse, x, out))

@@ -18,6 +18,13 @@ void swiglu_forward(std::int64_t count, const T* gate, const T* up, T* out);
 template <class T>
 void swiglu_backward(std::int64_t count, const T* gate, const T* up, const T* dy, T* dgate, T* dup);
 
+/// out = y ⊙ factor.
+template <class T>
+void scale_forward(std::int64_t rows, std::int64_t n, const T* y, const float* factor, T* out);
+/// dy = dout ⊙ factor; dfactor += Σ_rows dout ⊙ y.
+template <class T>
+void scale_backward(std::int64_t rows, std::int64_t n, const T* y, const float* factor, const T* dout, T* dy, float* dfactor);
+
 /// x [length, heads, dim] of one sequence -> out [heads, length, dim]; `inverse` maps back and rotates by −angle.
 template <class T>
 void rotate(std::int64_t length, std::int64_t heads, std::int64_t dim, const float* cos, const float* sin, bool inverse,

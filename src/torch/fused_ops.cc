@@ -28,6 +28,9 @@ void by_type(const Tensor& tensor, Body&& body) {
   }
 }
 
+/// Rows whose partial sums are added one after the other: results do not depend on the number of threads.
+constexpr std::int64_t kSumBlock = 256;
+
 class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& gain, double eps, torch::ScalarType type) {
@@ -52,15 +55,13 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     const Tensor dy = grads[0].contiguous();
     Tensor dx = torch::empty_like(x);
     const bool want_gain = ctx->needs_input_grad(1);
-    // Partial sums per fixed block of rows: the result does not depend on the number of threads.
-    constexpr std::int64_t kBlock = 256;
-    const std::int64_t blocks = (rows + kBlock - 1) / kBlock;
+    const std::int64_t blocks = (rows + kSumBlock - 1) / kSumBlock;
     Tensor dgain = want_gain ? torch::zeros({blocks, n}, x.options()) : Tensor();
     by_type(dy, [&](auto tag) {
       using T = decltype(tag);
       at::parallel_for(0, blocks, 1, [&](std::int64_t first, std::int64_t last) {
         for (std::int64_t block = first; block < last; ++block) {
-          const std::int64_t begin = block * kBlock, count = std::min(kBlock, rows - begin);
+          const std::int64_t begin = block * kSumBlock, count = std::min(kSumBlock, rows - begin);
           fused::rms_norm_backward<T>(count, n, data<float>(x) + begin * n, data<float>(gain), data<float>(inverse) + begin,
                                       data<T>(dy) + begin * n, data<float>(dx) + begin * n,
                                       want_gain ? data<float>(dgain) + block * n : nullptr);
@@ -98,6 +99,41 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
       });
     });
     return {dgate, dup};
+  }
+};
+
+class ScaleColumns : public torch::autograd::Function<ScaleColumns> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& factor) {
+    const Tensor input = y.contiguous();
+    Tensor out = torch::empty_like(input);
+    const std::int64_t rows = input.size(0), n = input.size(1);
+    by_type(out, [&](auto tag) {
+      using T = decltype(tag);
+      at::parallel_for(0, rows, 16, [&](std::int64_t begin, std::int64_t end) {
+        fused::scale_forward<T>(end - begin, n, data<T>(input) + begin * n, data<float>(factor), data<T>(out) + begin * n);
+      });
+    });
+    ctx->save_for_backward({input, factor});
+    return out;
+  }
+
+  static tensor_list backward(AutogradContext* ctx, tensor_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &y = saved[0], &factor = saved[1], dout = grads[0].contiguous();
+    const std::int64_t rows = y.size(0), n = y.size(1), blocks = (rows + kSumBlock - 1) / kSumBlock;
+    Tensor dy = torch::empty_like(y), sums = torch::zeros({blocks, n}, factor.options());
+    by_type(y, [&](auto tag) {
+      using T = decltype(tag);
+      at::parallel_for(0, blocks, 1, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t block = first; block < last; ++block) {
+          const std::int64_t begin = block * kSumBlock, count = std::min(kSumBlock, rows - begin);
+          fused::scale_backward<T>(count, n, data<T>(y) + begin * n, data<float>(factor), data<T>(dout) + begin * n,
+                                   data<T>(dy) + begin * n, data<float>(sums) + block * n);
+        }
+      });
+    });
+    return {dy, sums.sum(0)};
   }
 };
 
@@ -145,6 +181,11 @@ Tensor rms_norm(const Tensor& x, const Tensor& gain, double eps, torch::ScalarTy
 Tensor swiglu(const Tensor& gate, const Tensor& up) {
   if (gate.is_cpu()) return SwiGlu::apply(gate, up);
   return torch::silu(gate) * up;
+}
+
+Tensor scale_columns(const Tensor& y, const Tensor& factor) {
+  if (y.is_cpu()) return ScaleColumns::apply(y, factor.contiguous());
+  return (y.to(torch::kFloat32) * factor).to(y.scalar_type());
 }
 
 Tensor rotate_heads(const Tensor& x, const Tensor& cos, const Tensor& sin) {

@@ -12,6 +12,10 @@ torch::Tensor rms_norm(const torch::Tensor& x, const torch::Tensor& gain, double
 /// silu(gate) ⊙ up, both [tokens, features] in one type.
 torch::Tensor swiglu(const torch::Tensor& gate, const torch::Tensor& up);
 
+/// y ⊙ factor with y [tokens, features] in any type and factor [features] float32: one rounding, factor keeps its
+/// precision. Gradients for both.
+torch::Tensor scale_columns(const torch::Tensor& y, const torch::Tensor& factor);
+
 /// Half-split rotary embedding: x [batch, length, heads, head_dim], cos and sin [length, head_dim / 2] float32
 /// -> [batch, heads, length, head_dim] in x's type.
 torch::Tensor rotate_heads(const torch::Tensor& x, const torch::Tensor& cos, const torch::Tensor& sin);

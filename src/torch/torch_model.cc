@@ -81,6 +81,7 @@ torch::Tensor TorchOps::linear(const torch::Tensor& x, ModuleId id, torch::Tenso
   if (model_.before_linear) model_.before_linear(id, x);
   const TorchLinear& slot = model_.linear(id);
   auto y = torch::linear(x, slot.weight);
+  if (slot.row_factor.defined()) y = scale_columns(y, slot.row_factor);
   if (slot.compensator) {
     if (!z_owner.defined() || !z_owner.is_same(slot.compensator->a)) {
       z_owner = slot.compensator->a;

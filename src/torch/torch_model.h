@@ -35,7 +35,8 @@ struct TorchCompensator {
 TorchCompensator to_torch(const Compensator& compensator);
 
 struct TorchLinear {
-  torch::Tensor weight;  ///< [out, in], in the model's compute type
+  torch::Tensor weight;      ///< [out, in], in the model's compute type
+  torch::Tensor row_factor;  ///< [out] float32 that multiplies the rows of weight, if defined: row scales in training
   std::optional<TorchCompensator> compensator;
 };
 

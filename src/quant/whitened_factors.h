@@ -1,11 +1,7 @@
-// Stage 1 of calibration: the compensator that fits a module's output error best, by whitened SVD.
+// The low-rank part of a quantization error that matters most to a module's output.
 #pragma once
 
 #include <torch/torch.h>
-
-#include <vector>
-
-#include "recover/trainable.h"
 
 namespace spear {
 
@@ -16,15 +12,10 @@ enum class Whitening { exact, diagonal };
 struct WhitenedFactors {
   torch::Tensor a;                ///< [rank, in] float32
   torch::Tensor b;                ///< [out, rank] float32
-  torch::Tensor singular_values;  ///< [rank] float64, of E S: their squares are the output error removed
+  torch::Tensor singular_values;  ///< [min(out, in)] float64, falling, of E S: their squares are output error
 };
 
 /// error: [out, in], moment: [in, in]; `rank` is cut to min(out, in).
 WhitenedFactors whitened_factors(const torch::Tensor& error, const torch::Tensor& moment, std::int64_t rank, Whitening whitening);
-
-/// Starting values for one shape: the errors of all its members stacked. `errors` by member: reference − quantized
-/// weight [out, in]. Gate rows start at the next singular directions.
-CompensatorStart closed_form_start(const CompensatorShape& shape, const std::vector<torch::Tensor>& errors,
-                                   const torch::Tensor& moment, Whitening whitening);
 
 }  // namespace spear

@@ -1,4 +1,4 @@
-#include "recover/closed_form.h"
+#include "quant/whitened_factors.h"
 
 #include <algorithm>
 
@@ -28,25 +28,7 @@ WhitenedFactors whitened_factors(const torch::Tensor& error, const torch::Tensor
   const auto vt = tall ? lead.t() : torch::matmul(u.t(), m) * inverse.unsqueeze(1);      // [rank, in]
   const auto root = sigma.sqrt();
   const auto unwhitened = exact ? torch::linalg_solve_triangular(s, vt, /*upper=*/false, /*left=*/false) : vt / s;
-  return {(root.unsqueeze(1) * unwhitened).to(torch::kFloat32), (u * root).to(torch::kFloat32), sigma};
-}
-
-CompensatorStart closed_form_start(const CompensatorShape& shape, const std::vector<torch::Tensor>& errors,
-                                   const torch::Tensor& moment, Whitening whitening) {
-  const std::int64_t rows = shape.rank + shape.gate_rows;
-  const auto factors = whitened_factors(torch::cat(errors, 0), moment, rows, whitening);
-  CompensatorStart start;
-  start.shape = shape;
-  start.a = torch::constant_pad_nd(factors.a, {0, 0, 0, rows - factors.a.size(0)});
-  const auto b = torch::constant_pad_nd(factors.b, {0, rows - factors.b.size(1)}).narrow(1, 0, shape.rank);
-  std::int64_t row = 0;
-  for (const auto& error : errors) {
-    start.b.push_back(b.narrow(0, row, error.size(0)).contiguous());
-    row += error.size(0);
-  }
-  const auto a = start.a.to(torch::kFloat64);
-  start.sigma = (torch::matmul(a, moment.to(torch::kFloat64)) * a).sum(1).clamp_min(1e-12).sqrt().to(torch::kFloat32);
-  return start;
+  return {(root.unsqueeze(1) * unwhitened).to(torch::kFloat32), (u * root).to(torch::kFloat32), values.flip(0).clamp_min(0).sqrt()};
 }
 
 }  // namespace spear
