@@ -156,6 +156,8 @@ nlohmann::json to_json(const EvalResult& result) {
                          {"context", result.context}};
   if (result.kl) json["kl"] = to_json(*result.kl);
   if (result.top1_agreement) json["top1_agreement"] = to_json(*result.top1_agreement);
+  if (!result.window_nll.empty()) json["window_nll"] = result.window_nll;
+  if (!result.window_kl.empty()) json["window_kl"] = result.window_kl;
   return json;
 }
 

@@ -61,7 +61,8 @@ struct EvalBytes {
 nlohmann::json to_json(const Interval& interval);  ///< {"value","low","high"}; null for what is not finite
 nlohmann::json to_json(const GapRecovered& gap);
 nlohmann::json to_json(const PairedDifference& difference);
-/// A row of the manifest's results: {"perplexity","kl","top1_agreement","tokens","windows","context"}.
+/// A row of the manifest's results: {"perplexity","kl","top1_agreement","tokens","windows","context"}, and the sums per
+/// window ("window_nll", "window_kl"), so that other programs can compare models in pairs.
 nlohmann::json to_json(const EvalResult& result);
 /// Schema spear.eval/1 (design §5); `tasks` as made by tasks_json, or null.
 nlohmann::json eval_document(const EvalResult& result, const std::optional<EvalBytes>& bytes,
