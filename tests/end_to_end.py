@@ -35,7 +35,7 @@ class EndToEnd(unittest.TestCase):
         cls.folder = Path(tempfile.mkdtemp(prefix="spear-end-to-end-"))
         cls.addClassCleanup(shutil.rmtree, cls.folder)
         cls.out = cls.folder / "recovered"
-        run(*cls.recover_command(cls.out))
+        subprocess.run([str(a) for a in cls.recover_command(cls.out)], stdout=subprocess.DEVNULL, check=True)  # with its progress
         cls.manifest = json.loads((cls.out / "spear.json").read_text())
         cls.rows = {row["name"]: row for row in cls.manifest["results"]["rows"]}
 
