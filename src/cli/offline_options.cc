@@ -61,6 +61,10 @@ void OfflineOptions::add_recipe(CLI::App& command) {
   command.add_option("--gate", gate_hidden, "hidden width of the gates; 0: static compensators")->group("Recipe");
   command.add_option("--gate-rows", gate_rows, "further projections of the input that only the gate sees")->group("Recipe");
   command.add_flag("--separate-a", separate_a, "no A shared by modules that read the same input")->group("Recipe");
+  command.add_option("--alpha", alpha, "share of input errors that targets absorb (tuned)")->check(CLI::Range(0.0, 1.0))->group("Recipe");
+  command.add_option("--rho", rho, "share of stream errors that targets absorb (tuned)")->check(CLI::Range(0.0, 1.0))->group("Recipe");
+  command.add_option("--code-rate", code_rate, "peak step of learned rounding, in code units")->check(CLI::Range(0.0, 0.1))->group("Recipe");
+  command.add_option("--factor-rate", factor_rate, "peak learning rate of the factors")->check(CLI::Range(0.0, 0.1))->group("Recipe");
   command.add_option("--steps", steps, "training steps instead of the preset's")->check(CLI::Range(0, 1000000))->group("Recipe");
   command.add_option("--sample-sequences", sample_sequences, "sampled sequences instead of the preset's")->check(CLI::Range(8, 1000000))->group("Recipe");
   command.add_option("--calibration", calibration, "own text for half of the calibration sequences")->group("Recipe");
@@ -106,6 +110,10 @@ RecoverOptions OfflineOptions::resolve() const {
   if (!placement.empty()) recipe.placement = parse_placement(placement);
   if (gate_hidden) recipe.gate_hidden = *gate_hidden;
   if (gate_rows) recipe.gate_rows = *gate_rows;
+  if (alpha) recipe.alpha = *alpha;
+  if (rho) recipe.rho = *rho;
+  if (code_rate) recipe.train.rates.codes = *code_rate;
+  if (factor_rate) recipe.train.rates.groups[static_cast<std::size_t>(ParameterGroup::factors)] = *factor_rate;
   if (separate_a) recipe.share_a = false;
   if (steps) recipe.train.steps = *steps;
   if (sample_sequences) recipe.samples.sequences = *sample_sequences;

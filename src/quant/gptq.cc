@@ -97,14 +97,14 @@ void descend_codes(const torch::Tensor& weight, const torch::Tensor& hessian, Qu
   quantized.codes = codes.t().contiguous();
 }
 
-torch::Tensor absorb_error(const torch::Tensor& weight, const torch::Tensor& hessian, const torch::Tensor& solver,
-                           const torch::Tensor& cross, double alpha, const torch::Tensor& residual, double rho) {
+torch::Tensor absorb_error(const torch::Tensor& weight, const torch::Tensor& solver, const torch::Tensor& input_error,
+                           double alpha, const torch::Tensor& residual, double rho) {
   const auto w = weight.to(torch::kFloat64);
-  auto right = alpha * torch::matmul(w, cross.to(torch::kFloat64) - hessian.to(torch::kFloat64));  // [out, in]
+  auto right = alpha * torch::matmul(w, input_error.to(torch::kFloat64));  // [out, in]
   if (residual.defined()) right += rho * residual.to(torch::kFloat64);
   const auto lower = std::get<0>(torch::linalg_cholesky_ex(solver));
   const auto change = torch::cholesky_solve(right.t().contiguous(), lower).t();
-  if (!change.isfinite().all().item<bool>()) throw not_positive(hessian.size(0));
+  if (!change.isfinite().all().item<bool>()) throw not_positive(solver.size(0));
   return (w + change).to(weight.scalar_type());
 }
 

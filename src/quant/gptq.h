@@ -19,11 +19,11 @@ QuantizedLinear quantize_gptq(const torch::Tensor& weight, const torch::Tensor& 
 /// is set to the best one given all others. The objective never rises.
 void descend_codes(const torch::Tensor& weight, const torch::Tensor& hessian, QuantizedLinear& quantized);
 
-/// Weights that make up for errors upstream: W + (α W (C − H) + ρ R)(H + λI)⁻¹ with H = E[x xᵀ], C = E[x_reference xᵀ]
-/// [in, in] and R = E[(h_reference − h) xᵀ] [out, in] (may be undefined: zero). α = ρ = 1 is the least-squares answer.
-/// `solver`: the damped H.
-torch::Tensor absorb_error(const torch::Tensor& weight, const torch::Tensor& hessian, const torch::Tensor& solver,
-                           const torch::Tensor& cross, double alpha, const torch::Tensor& residual, double rho);
+/// Weights that make up for errors upstream: W + (α W D + ρ R)(H + λI)⁻¹ with D = E[(x_reference − x) xᵀ] [in, in] and
+/// R = E[(h_reference − h) xᵀ] [out, in] (may be undefined: zero). α = ρ = 1 is the least-squares answer.
+/// `solver`: the damped H = E[x xᵀ].
+torch::Tensor absorb_error(const torch::Tensor& weight, const torch::Tensor& solver, const torch::Tensor& input_error,
+                           double alpha, const torch::Tensor& residual, double rho);
 
 /// Scales that fit best with the codes fixed: s = wᵀHq / qᵀHq per row. Per channel only.
 torch::Tensor refit_row_scales(const torch::Tensor& weight, const torch::Tensor& hessian, const QuantizedLinear& quantized);

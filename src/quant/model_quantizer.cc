@@ -42,7 +42,7 @@ struct LayerView {
 
 /// Moments of the inputs that a group shares.
 struct Moments {
-  torch::Tensor hessian, cross, residual;  ///< H, C, R of the header; C and R may be undefined
+  torch::Tensor hessian, input_error, residual;  ///< H, C − H, R of the header; the last two may be undefined
   torch::Tensor solver;                    ///< damped H, float64
 };
 
@@ -88,7 +88,7 @@ class SequentialQuantizer {
         m.residual = mean_outer(*before_reference - *before, x, weights);
       }
       m.hessian = mean_outer(x, x, weights);
-      m.cross = mean_outer(x_reference, x, weights);
+      m.input_error = mean_outer(x_reference.to(torch::kFloat32) - x.to(torch::kFloat32), x, weights);
     } else {
       const auto& input = reference.inputs[static_cast<std::size_t>(id.kind())];
       m.hessian = mean_outer(input, input, {});
@@ -104,7 +104,7 @@ class SequentialQuantizer {
     auto target = slot.weight.to(torch::kFloat32);
     QuantizedLinear q;
     if (options_.quantizer == Quantizer::gptq) {
-      target = absorb_error(target, moments.hessian, moments.solver, moments.cross, options_.alpha, moments.residual, options_.rho);
+      target = absorb_error(target, moments.solver, moments.input_error, options_.alpha, moments.residual, options_.rho);
       q = quantize_gptq(target, moments.solver, quantize_clip(target, options_.scheme, moments.solver.diagonal()));
       polish(target, moments.solver, q);
       out_.targets[index] = target;

@@ -24,8 +24,8 @@ struct QuantizeOptions {
   Quantizer quantizer = Quantizer::rtn;
   W4Scheme scheme;
   double damping = 0.01;
-  double alpha = 0.5, rho = 0.5;
-  double outlier_cap = 1.0;
+  double alpha = 0.6, rho = 0.6;
+  double outlier_cap = 4.0;
   int sweeps = 2;
   Whitening whitening = Whitening::exact;             ///< of the compensators
   const std::vector<QuantizedLinear>* given = nullptr; ///< 4-bit linears to take as they are (not with gptq)

@@ -8,6 +8,8 @@
 namespace spear {
 namespace {
 
+constexpr double kSmallestScale = 0x1p-24;  ///< smallest f16 above zero: all-zero rows keep a scale that is not zero
+
 torch::Tensor f16_rounded(const torch::Tensor& tensor) { return tensor.to(torch::kFloat16).to(torch::kFloat32); }
 
 /// [out, in] -> [out, groups, group_size]; groups need not divide the width: the last one is padded with zeros.
@@ -26,19 +28,18 @@ struct Grid {
 Grid signed_grid_for(const torch::Tensor& groups, double shrink) {
   const auto largest = groups.gather(-1, groups.abs().argmax(-1, true)).squeeze(-1);
   const auto scales = f16_rounded(largest * (shrink / -8.0));
-  return {torch::where(scales.abs() < 6e-8, torch::full_like(scales, 6e-8), scales), torch::full_like(scales, 8.0)};
+  return {torch::where(scales == 0, torch::full_like(scales, kSmallestScale), scales), torch::full_like(scales, 8.0)};
 }
 
 /// The grid whose range is `shrink` times that of the weights.
 Grid grid_for(const torch::Tensor& groups, const W4Scheme& scheme, double shrink) {
-  constexpr double kSmallest = 6e-8;  // smallest f16 above zero: all-zero rows keep a scale that is not zero
   Grid grid;
   if (scheme.symmetric) {
-    grid.scales = f16_rounded((groups.abs().amax(-1) * (shrink / 7.0)).clamp_min(kSmallest));
+    grid.scales = f16_rounded((groups.abs().amax(-1) * (shrink / 7.0)).clamp_min(kSmallestScale));
     grid.zeros = torch::full_like(grid.scales, 8.0);
   } else {
     const auto low = groups.amin(-1).clamp_max(0) * shrink, high = groups.amax(-1).clamp_min(0) * shrink;
-    grid.scales = f16_rounded(((high - low) / 15.0).clamp_min(kSmallest));
+    grid.scales = f16_rounded(((high - low) / 15.0).clamp_min(kSmallestScale));
     grid.zeros = torch::round(-low / grid.scales).clamp(0, 15);
   }
   return grid;

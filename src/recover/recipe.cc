@@ -66,15 +66,15 @@ void set_quantizer(Recipe& recipe, std::string_view quantizer) {
   // Frozen rounding leaves more to do, and more passes over the same tokens still help it (docs/algorithm.md).
   const bool simple = quantizer == "rtn" || quantizer == "clip";
   if (recipe.preset == "standard") recipe.train.steps = simple ? 700 : 380;
-  recipe.placement = simple ? Placement::fisher : Placement::uniform;
-  set_tune(recipe, Tune::scales);
+  recipe.placement = Placement::fisher;
+  set_tune(recipe, quantizer == "tuned" && recipe.preset != "quick" ? Tune::codes : Tune::scales);
 }
 
 void set_tune(Recipe& recipe, Tune tune) {
   recipe.tune = tune;
   const bool simple = recipe.quantizer == "rtn" || recipe.quantizer == "clip";
   auto& rates = recipe.train.rates;
-  rates.codes = 1e-3;
+  rates.codes = 3e-3;
   rates.groups[at(ParameterGroup::factors)] = simple ? (tune == Tune::none ? 3e-3 : 2e-3) : recipe.preset == "quick" ? 1e-3 : 5e-4;
   rates.groups[at(ParameterGroup::gate)] = 3e-3;
   rates.groups[at(ParameterGroup::scales)] = 1e-3;
@@ -85,6 +85,8 @@ QuantizeOptions quantize_options(const Recipe& recipe) {
   QuantizeOptions options;
   options.scheme = recipe.scheme;
   options.quantizer = recipe.quantizer == "rtn" ? Quantizer::rtn : recipe.quantizer == "clip" ? Quantizer::clip : Quantizer::gptq;
+  options.alpha = recipe.alpha;
+  options.rho = recipe.rho;
   if (recipe.quantizer == "gptq") {
     options.alpha = options.rho = 0;
     options.outlier_cap = std::numeric_limits<double>::infinity();
@@ -108,6 +110,8 @@ nlohmann::json to_json(const Recipe& recipe) {
           {"quantizer_length", recipe.quantizer_length},
           {"placement", name(recipe.placement)},
           {"share_a", recipe.share_a},
+          {"alpha", recipe.alpha},
+          {"rho", recipe.rho},
           {"gate_hidden", recipe.gate_hidden},
           {"gate_rows", recipe.gate_rows},
           {"steps", recipe.train.steps},

@@ -27,7 +27,8 @@ struct Recipe {
   DiagnoseOptions diagnose;
   Placement placement = Placement::uniform;
   bool share_a = true;
-  std::int64_t gate_hidden = 8, gate_rows = 0;
+  std::int64_t gate_hidden = 0, gate_rows = 0;  ///< gates are off: they gained nothing (docs/algorithm.md)
+  double alpha = 0.6, rho = 0.6;                ///< of the chain (model_quantizer.h)
   std::int64_t max_rank = 16;
   TrainOptions train;
 };

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/interrupt.h"
+#include "base/log.h"
 #include "base/progress.h"
 #include "base/random.h"
 #include "torch/fused_ops.h"
@@ -132,6 +133,7 @@ TrainResult train(TorchModel& model, TrainableModel& trainable, const Calibratio
   };
   if (result.curve.empty()) {
     result.start_kl = result.best_kl = held_out();
+    result.best = trainable.snapshot();
     result.curve.push_back({0, result.start_kl, result.start_kl});
   }
   // Only the second half can win: the rate must fall before a state settles.
@@ -150,6 +152,10 @@ TrainResult train(TorchModel& model, TrainableModel& trainable, const Calibratio
     trainable.install(share >= options.int8_from, share >= options.gates_from);
     const auto which = torch::tensor(std::vector<std::int64_t>(order.begin() + step * batch, order.begin() + (step + 1) * batch));
     const auto hidden = model.hidden(pieces.tokens(which));
+    if (!hidden.requires_grad()) {
+      log::warn("calibrate: nothing trains (no compensators, --tune none)");
+      break;
+    }
     const Loss loss = kl_loss(model, hidden.detach(), pieces.states(which), true);
     const double mean = loss.sum / static_cast<double>(hidden.size(0));
     if (!std::isfinite(mean)) {

@@ -40,7 +40,7 @@ struct TrainResult {
   double start_kl = 0, best_kl = 0;  ///< held-out, nats per token
   std::int64_t best_step = 0;
   double seconds_per_step = 0;
-  TrainableModel::Snapshot best;  ///< the state of best_step; empty when that is step 0 or the last one
+  TrainableModel::Snapshot best;  ///< the state of best_step; may be empty when that is the last one
 };
 
 /// Mean KL per token of the model's current slots against reference states, over pieces of `length` tokens of the
