@@ -75,8 +75,8 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
 class SwiGlu : public torch::autograd::Function<SwiGlu> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
-    Tensor out = torch::empty_like(gate);
     const Tensor g = gate.contiguous(), u = up.contiguous();
+    Tensor out = torch::empty_like(g);
     by_type(out, [&](auto tag) {
       using T = decltype(tag);
       at::parallel_for(0, out.numel(), 1 << 14, [&](std::int64_t begin, std::int64_t end) {

@@ -1,0 +1,278 @@
+// The torch plane against logits of Hugging Face transformers, the online plane and the reference backend.
+#include "torch/torch_model.h"
+
+#include <gtest/gtest.h>
+
+#include <cfloat>
+#include <cmath>
+#include <filesystem>
+
+#include "base/error.h"
+#include "io/model_reader.h"
+#include "io/safetensors.h"
+#include "ops/comparison.h"
+#include "ops/cpu_model.h"
+#include "torch/fused_ops.h"
+#include "torch/tensors.h"
+
+namespace spear {
+namespace {
+
+using testing::distance;
+using testing::random_model;
+using testing::random_tokens;
+using testing::RandomModelOptions;
+using testing::relative_error;
+
+/// Rounding of float32 sums of k terms, accumulated along the linears that a token passes (four per layer, head, norms).
+double tolerance(const ModelConfig& config) {
+  const double k = static_cast<double>(std::max(config.hidden_size, config.intermediate_size));
+  return FLT_EPSILON * std::sqrt(k) * (4.0 * static_cast<double>(config.num_hidden_layers) + 2.0);
+}
+
+struct Golden {
+  ModelWeights weights;
+  std::vector<std::int32_t> tokens;
+  std::vector<double> logits;
+  std::int64_t batch = 0, length = 0;
+};
+
+Golden read_golden(const std::string& name) {
+  const auto folder = std::filesystem::path(SPEAR_TEST_DATA) / "llama-golden" / name;
+  Golden out;
+  out.weights = read_model(folder);
+  const auto file = read_safetensors(folder / "golden.tensors");
+  out.tokens = to_vector<std::int32_t>(file.tensors.at("tokens"));
+  const auto logits = file.tensors.at("logits").to_floats();
+  out.logits.assign(logits.begin(), logits.end());
+  out.batch = file.tensors.at("tokens").dim(0);
+  out.length = file.tensors.at("tokens").dim(1);
+  return out;
+}
+
+std::vector<float> logits_of(ForwardModel& model, const Golden& golden) {
+  const auto hidden = model.hidden_states({golden.tokens, golden.batch, golden.length}, nullptr);
+  std::vector<float> out(golden.logits.size());
+  model.logits(hidden, out);
+  return out;
+}
+
+std::vector<float> torch_logits(const ModelWeights& weights, const Golden& golden) {
+  TorchModel model(weights, torch::kCPU, torch::kFloat32);
+  return logits_of(model, golden);
+}
+
+std::vector<float> reference_logits(const Golden& golden) {
+  RefOps ops(golden.weights);
+  TokenBatch batch{golden.tokens, golden.batch, golden.length};
+  const auto out = ref::linear(transformer(ops, golden.weights.config, batch), ref::dequantize(golden.weights.head()));
+  return {out.values.begin(), out.values.end()};
+}
+
+constexpr const char* kGoldens[] = {"tied", "untied", "wide"};
+
+TEST(GoldenLogitsTest, EveryPlaneAgreesWithTransformers) {
+  for (const char* name : kGoldens) {
+    const Golden golden = read_golden(name);
+    const double allowed = tolerance(golden.weights.config);
+    CpuModel cpu(golden.weights);
+    EXPECT_LT(relative_error(torch_logits(golden.weights, golden), golden.logits), allowed) << name << ", torch plane";
+    EXPECT_LT(relative_error(logits_of(cpu, golden), golden.logits), allowed) << name << ", online plane";
+    EXPECT_LT(relative_error(reference_logits(golden), golden.logits), allowed) << name << ", reference backend";
+  }
+}
+
+TEST(GoldenLogitsTest, PlantedFaultsAreSeen) {
+  for (const char* name : kGoldens) {
+    const Golden golden = read_golden(name);
+    const ModelConfig& c = golden.weights.config;
+    const auto error_with = [&](auto&& change) {
+      ModelWeights weights = golden.weights;
+      change(weights);
+      return relative_error(torch_logits(weights, golden), golden.logits);
+    };
+    const auto permuted = [&](LinearKind kind, const std::vector<std::int64_t>& order) {
+      return error_with([&](ModelWeights& weights) {
+        auto& weight = std::get<Tensor>(weights.linear(ModuleId::of(0, kind)).weight);
+        const auto rows = weight.to_floats();
+        std::vector<float> out;
+        for (const std::int64_t row : order) {
+          out.insert(out.end(), rows.begin() + row * c.hidden_size, rows.begin() + (row + 1) * c.hidden_size);
+        }
+        weight = Tensor::from_floats(weight.shape(), out);
+      });
+    };
+    // Two query heads change places; q keeps the interleaved row order of GGUF files.
+    std::vector<std::int64_t> swapped(static_cast<std::size_t>(c.q_size())), interleaved = swapped;
+    for (std::int64_t row = 0; row < c.q_size(); ++row) {
+      const std::int64_t head = row / c.head_dim, i = row % c.head_dim, half = c.head_dim / 2;
+      const std::int64_t other = head == 0 ? c.num_attention_heads - 1 : head == c.num_attention_heads - 1 ? 0 : head;
+      swapped[static_cast<std::size_t>(row)] = other * c.head_dim + i;
+      interleaved[static_cast<std::size_t>(row)] = head * c.head_dim + i / 2 + (i % 2) * half;
+    }
+    EXPECT_GT(permuted(LinearKind::q_proj, swapped), 1e-2) << name;
+    EXPECT_GT(permuted(LinearKind::q_proj, interleaved), 1e-2) << name;
+    EXPECT_GT(error_with([](ModelWeights& w) { w.config.rope_theta *= 1.5; }), 1e-3) << name;
+    EXPECT_GT(error_with([](ModelWeights& w) { w.config.rms_norm_eps += 1e-2; }), 1e-3) << name;
+  }
+}
+
+ModelWeights compensated_model(const W4Scheme& scheme = {}) {
+  RandomModelOptions options;
+  options.compensators = true;
+  options.scheme = scheme;
+  return random_model(options);
+}
+
+std::vector<float> torch_hidden(const ModelWeights& weights, std::span<const std::int32_t> tokens, std::int64_t batch) {
+  TorchModel model(weights, torch::kCPU, torch::kFloat32);
+  return model.hidden_states({tokens, batch, static_cast<std::int64_t>(tokens.size()) / batch}, nullptr);
+}
+
+TEST(TorchModelTest, AgreesWithTheOtherPlanesOnGatedCompensatorsWithSharedA) {
+  const auto tokens = random_tokens(2 * 31, 61, 1);
+  for (const char* scheme : {"w4-channel-sym", "w4-g32-asym"}) {
+    const ModelWeights weights = compensated_model(parse_scheme(scheme));
+    const double allowed = tolerance(weights.config);
+    const auto found = torch_hidden(weights, tokens, 2);
+    RefOps ops(weights);
+    TokenBatch input{tokens, 2, 31};
+    EXPECT_LT(relative_error(found, transformer(ops, weights.config, input).values), allowed) << scheme;
+    CpuModel cpu(weights);
+    const auto online = cpu.hidden_states({tokens, 2, 31}, nullptr);
+    EXPECT_LT(relative_error(found, std::vector<double>(online.begin(), online.end())), allowed) << scheme;
+
+    ModelWeights negated = weights, unshared = weights;
+    for (int i = 0; i < module_count(weights.config); ++i) {
+      if (!weights.linear({i}).compensator) continue;
+      for (auto* part : {&negated.linear({i}).compensator->gate.w2, &negated.linear({i}).compensator->gate.b2}) {
+        for (auto& bits : *part) bits ^= 0x8000U;
+      }
+      auto& a = unshared.linear({i}).compensator->a;
+      a = std::make_shared<CompensatorInput>(*a);
+    }
+    const std::vector<double> expected(found.begin(), found.end());
+    EXPECT_GT(relative_error(torch_hidden(negated, tokens, 2), expected), 1e-3) << "a gate of the wrong sign";
+    EXPECT_EQ(torch_hidden(unshared, tokens, 2), found) << "sharing A is a matter of bytes only";
+  }
+}
+
+TEST(TorchModelTest, ACacheFilledBitByBitEqualsTheWhole) {
+  const ModelWeights weights = compensated_model();
+  // Past position 512 the rotary tables grow; chunks longer than a block of queries.
+  const std::int64_t length = 530;
+  const auto tokens = random_tokens(2 * length, 61, 2);
+  TorchModel model(weights, torch::kCPU, torch::kFloat32);
+  torch::NoGradGuard no_grad;
+  const auto all = model.token_tensor({tokens, 2, length});
+  const auto whole = model.hidden(all).view({2, length, -1});
+  const auto cache = model.make_cache(2, length);
+  std::vector<torch::Tensor> parts;
+  for (const std::int64_t count : {200, 1, 1, 303, 6, 1, 18}) {
+    parts.push_back(model.hidden(all.narrow(1, cache->length(), count), cache.get()).view({2, count, -1}));
+  }
+  EXPECT_EQ(cache->length(), length);
+  EXPECT_LT(distance(torch::cat(parts, 1), whole), tolerance(weights.config));
+  EXPECT_THROW(model.hidden(all.narrow(1, 0, 1), cache.get()), Error);
+}
+
+TEST(TorchModelTest, AnUnchangedPrefixIsReused) {
+  TorchModel model(compensated_model(), torch::kCPU, torch::kFloat32);
+  torch::NoGradGuard no_grad;
+  const auto tokens = model.token_tensor({random_tokens(40, 61, 3), 2, 20});
+  const auto stream = model.stream_before(tokens, 1);
+  EXPECT_TRUE(model.advance(stream, 1, 2, tokens).normed.equal(model.hidden(tokens)));
+}
+
+TEST(TorchModelTest, HooksSeeEveryLinearOnceWithItsInput) {
+  const ModelWeights weights = random_model();
+  TorchModel model(weights, torch::kCPU, torch::kFloat32);
+  std::vector<int> before, after;
+  model.before_linear = [&](ModuleId id, const torch::Tensor& x) {
+    before.push_back(id.index);
+    EXPECT_EQ(x.size(1), in_features(weights.config, id.kind()));
+  };
+  model.on_linear = [&](ModuleId id, const torch::Tensor& x, torch::Tensor& y) {
+    after.push_back(id.index);
+    EXPECT_LT(distance(y, torch::matmul(x, model.linear(id).weight.t())), 1e-5);
+  };
+  const auto tokens = random_tokens(8, 61, 4);
+  model.hidden_states({tokens, 1, 8}, nullptr);
+  std::vector<int> expected(14);
+  for (int i = 0; i < 14; ++i) expected[static_cast<std::size_t>(i)] = i;
+  EXPECT_EQ(before, expected);
+  EXPECT_EQ(after, expected);
+}
+
+TEST(TorchModelTest, RefusesTokensOutsideTheVocabulary) {
+  TorchModel model(random_model(), torch::kCPU, torch::kFloat32);
+  for (const std::int32_t bad : {-1, 61}) {
+    const std::vector<std::int32_t> tokens = {0, bad};
+    try {
+      model.hidden_states({tokens, 1, 2}, nullptr);
+      ADD_FAILURE() << "accepted token " << bad;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::bad_input);
+    }
+  }
+}
+
+/// KL of the model's logits against fixed ones, in float64 from float32 hidden states.
+double kl_against(TorchModel& model, const torch::Tensor& tokens, const torch::Tensor& teacher) {
+  torch::NoGradGuard no_grad;
+  const auto log_s = torch::log_softmax(model.logits(model.hidden(tokens)).to(torch::kFloat64), -1);
+  const auto log_t = torch::log_softmax(teacher.to(torch::kFloat64), -1);
+  return (log_t.exp() * (log_t - log_s)).sum().item<double>();
+}
+
+TEST(TorchModelTest, GradientsOfEverySlotMatchFiniteDifferences) {
+  TorchModel model(compensated_model(), torch::kCPU, torch::kFloat32);
+  const auto tokens = model.token_tensor({random_tokens(22, 61, 5), 2, 11});
+  std::vector<torch::Tensor*> slots;
+  for (auto& gain : model.weights().gains) slots.push_back(&gain);
+  for (auto& linear : model.weights().linears) {
+    linear.row_factor = torch::ones({linear.weight.size(0)});
+    slots.insert(slots.end(), {&linear.weight, &linear.row_factor});
+    if (!linear.compensator) continue;
+    auto& c = *linear.compensator;
+    for (auto* part : {&c.a, &c.b, &c.w1, &c.b1, &c.w2, &c.b2}) {
+      if (part->defined()) slots.push_back(part);
+    }
+  }
+  torch::Tensor teacher;
+  {
+    torch::NoGradGuard no_grad;
+    teacher = model.logits(model.hidden(tokens));
+    teacher = teacher + testing::random_tensor(teacher.sizes().vec(), 6, 0.7);
+  }
+  for (auto* slot : slots) slot->set_requires_grad(true);
+  const auto hidden = model.hidden(tokens);
+  torch::Tensor student;
+  {
+    torch::NoGradGuard no_grad;
+    student = model.logits(hidden);
+    kl_rows_with_gradient(student, teacher);
+  }
+  hidden.backward(torch::matmul(student, model.weights().head));
+  std::uint64_t seed = 100;
+  for (auto* slot : slots) {
+    ASSERT_TRUE(slot->grad().defined());
+    // Along the gradient the slope is its norm. The step is small against the slot, large against float32's rounding.
+    const auto gradient = slot->grad().clone();
+    const double norm = gradient.norm().item<double>();
+    const auto direction = gradient / norm;
+    const double h = 2e-3 * std::max(0.5, slot->detach().norm().item<double>());
+    const auto kept = slot->detach().clone();
+    torch::NoGradGuard no_grad;
+    const auto at = [&](double step) {
+      slot->copy_(kept + step * direction);
+      return kl_against(model, tokens, teacher);
+    };
+    const double slope = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h);
+    slot->copy_(kept);
+    EXPECT_NEAR(slope, norm, 0.02 * norm + 2e-3) << "slot " << ++seed - 101;
+  }
+}
+
+}  // namespace
+}  // namespace spear
