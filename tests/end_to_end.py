@@ -35,7 +35,7 @@ class EndToEnd(unittest.TestCase):
         cls.folder = Path(tempfile.mkdtemp(prefix="spear-end-to-end-"))
         cls.addClassCleanup(shutil.rmtree, cls.folder)
         cls.out = cls.folder / "recovered"
-        subprocess.run([str(a) for a in cls.recover_command(cls.out)], stdout=subprocess.DEVNULL, check=True)  # with its progress
+        subprocess.run([str(a) for a in cls.recover_command(cls.out)], stdout=subprocess.DEVNULL, check=True)
         cls.manifest = json.loads((cls.out / "spear.json").read_text())
         cls.rows = {row["name"]: row for row in cls.manifest["results"]["rows"]}
 
@@ -44,9 +44,9 @@ class EndToEnd(unittest.TestCase):
         return (SPEAR, "recover", "--model", MODEL, "--preset", "quick", "--sample-sequences", 8, "--steps", 2,
                 "--workspace", cls.folder / "work", "--text", TEXT, "--context", CONTEXT, "--windows", WINDOWS, "--out", out)
 
-    def evaluate(self, *more):
+    def evaluate(self, *more, windows=WINDOWS):
         return json.loads(run(SPEAR, "eval", "--model", self.out, "--reference", MODEL, "--text", TEXT, "--context", CONTEXT,
-                              "--windows", WINDOWS, "--json", *more))
+                              "--windows", windows, "--json", *more))
 
     def test_recovers_much_of_what_rounding_took(self):
         self.assertLess(self.rows["recovered"]["kl"]["value"], 0.5 * self.rows["rtn"]["kl"]["value"])
@@ -66,7 +66,7 @@ class EndToEnd(unittest.TestCase):
         self.assertLess(on["kl"]["value"], off["kl"]["value"])
 
     def test_python_reader_agrees(self):
-        online = self.evaluate("--windows", 2)
+        online = self.evaluate(windows=2)
         reader = json.loads(run(sys.executable, ROOT / "python/spear_reader.py", self.out, "--text", TEXT, "--context", CONTEXT,
                                 "--windows", 2, "--json"))
         self.assertAlmostEqual(reader["perplexity"] / online["perplexity"]["value"], 1, delta=1e-3)
