@@ -14,10 +14,16 @@ Error not_positive(std::int64_t inputs) {
                 "use more calibration tokens, or --quantizer clip");
 }
 
+torch::Tensor cholesky_lower(const torch::Tensor& matrix) {
+  const auto [lower, info] = torch::linalg_cholesky_ex(matrix);
+  if (info.item<int>() != 0) throw not_positive(matrix.size(0));
+  return lower;
+}
+
 /// Upper factor U of H⁻¹ = UᵀU, from one Cholesky: with J the reversal, J H J = L Lᵀ, so H = R Rᵀ with R = J L J upper
 /// and U = R⁻¹.
 torch::Tensor inverse_factor(const torch::Tensor& hessian) {
-  const auto lower = std::get<0>(torch::linalg_cholesky_ex(hessian.flip({0, 1})));
+  const auto lower = cholesky_lower(hessian.flip({0, 1}));
   const auto upper = lower.flip({0, 1}).contiguous();
   const auto inverse = torch::linalg_solve_triangular(upper, torch::eye(hessian.size(0), hessian.options()), /*upper=*/true);
   if (!inverse.isfinite().all().item<bool>()) throw not_positive(hessian.size(0));
@@ -102,7 +108,7 @@ torch::Tensor absorb_error(const torch::Tensor& weight, const torch::Tensor& sol
   const auto w = weight.to(torch::kFloat64);
   auto right = alpha * torch::matmul(w, input_error.to(torch::kFloat64));  // [out, in]
   if (residual.defined()) right += rho * residual.to(torch::kFloat64);
-  const auto lower = std::get<0>(torch::linalg_cholesky_ex(solver));
+  const auto lower = cholesky_lower(solver);
   const auto change = torch::cholesky_solve(right.t().contiguous(), lower).t();
   if (!change.isfinite().all().item<bool>()) throw not_positive(solver.size(0));
   return (w + change).to(weight.scalar_type());

@@ -10,13 +10,16 @@
 namespace spear {
 namespace {
 
-/// Sum over rows of a_t w_t b_tᵀ divided by the number of rows, float32; in pieces so that float32 copies stay small.
-torch::Tensor mean_outer(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& weights) {
+/// Sum over rows of (a_t − minus_t) w_t b_tᵀ divided by the number of rows, float32; in pieces so that float32 copies
+/// stay small. Weights and `minus` may be undefined.
+torch::Tensor mean_outer(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& weights,
+                         const torch::Tensor& minus = {}) {
   constexpr std::int64_t kRows = 8192;
   auto sum = torch::zeros({a.size(1), b.size(1)}, a.options().dtype(torch::kFloat32));
   for (std::int64_t begin = 0; begin < a.size(0); begin += kRows) {
     const std::int64_t count = std::min(kRows, a.size(0) - begin);
     auto left = a.narrow(0, begin, count).to(torch::kFloat32);
+    if (minus.defined()) left = left - minus.narrow(0, begin, count).to(torch::kFloat32);
     if (weights.defined()) left = left * weights.narrow(0, begin, count);
     sum.addmm_(left.t(), b.narrow(0, begin, count).to(torch::kFloat32));
   }
@@ -85,10 +88,10 @@ class SequentialQuantizer {
       const auto *before = seen.stream_before(id.kind()), *before_reference = reference.stream_before(id.kind());
       if (before != nullptr) {
         weights = weights * outlier_weights(*before_reference, options_.outlier_cap);
-        m.residual = mean_outer(*before_reference - *before, x, weights);
+        m.residual = mean_outer(*before_reference, x, weights, *before);
       }
       m.hessian = mean_outer(x, x, weights);
-      m.input_error = mean_outer(x_reference.to(torch::kFloat32) - x.to(torch::kFloat32), x, weights);
+      m.input_error = mean_outer(x_reference, x, weights, x);
     } else {
       const auto& input = reference.inputs[static_cast<std::size_t>(id.kind())];
       m.hessian = mean_outer(input, input, {});

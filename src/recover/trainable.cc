@@ -23,6 +23,11 @@ torch::Tensor round_int8(const torch::Tensor& factor, std::int64_t dimension) {
   return torch::round(factor / safe).clamp(-127, 127) * scale;
 }
 
+/// A copy in row-major order: the order decides how products round, and what was read from a file has it.
+torch::Tensor own(const torch::Tensor& t, torch::Device device) {
+  return t.detach().to(device, torch::kFloat32).clone(torch::MemoryFormat::Contiguous);
+}
+
 torch::Tensor round_bf16(const torch::Tensor& t) { return t.detach().to(torch::kBFloat16).to(torch::kFloat32); }
 
 const Tensor& require_state(const TensorMap& state, const std::string& name) {
@@ -53,9 +58,8 @@ TrainableModel::TrainableModel(TorchModel& model, const std::vector<QuantizedLin
   const auto device = model.device();
   for (std::size_t i = 0; i < quantized.size(); ++i) {
     const QuantizedLinear& q = quantized[i];
-    LatentWeight latent{q.scheme, (latents.empty() ? q.codes : latents[i]).to(device, torch::kFloat32).clone(), q.zeros.to(device)};
-    latents_.push_back(std::move(latent));
-    base_scales_.push_back(q.scales.to(device).clone());
+    latents_.push_back({q.scheme, own(latents.empty() ? q.codes : latents[i], device), own(q.zeros, device)});
+    base_scales_.push_back(own(q.scales, device));
     weights_.push_back(torch::empty(q.codes.sizes(), torch::TensorOptions().dtype(model.compute_type()).device(device)));
     if (tune != Tune::none) {
       scale_parameters_.push_back(add(ModuleId{static_cast<int>(i)}.name() + ".log_scale", ParameterGroup::scales,
@@ -75,7 +79,7 @@ TrainableModel::TrainableModel(TorchModel& model, const std::vector<QuantizedLin
 }
 
 std::size_t TrainableModel::add(std::string name, ParameterGroup group, const torch::Tensor& value) {
-  auto leaf = value.detach().to(model_.device(), torch::kFloat32).clone().set_requires_grad(true);
+  auto leaf = own(value, model_.device()).set_requires_grad(true);
   parameters_.push_back({std::move(name), group, leaf, torch::zeros_like(leaf), torch::zeros_like(leaf)});
   return parameters_.size() - 1;
 }
@@ -84,7 +88,7 @@ void TrainableModel::add_compensator(const CompensatorStart& start, torch::Gener
   const CompensatorShape& shape = start.shape;
   Factors factors;
   factors.shape = shape;
-  factors.sigma = start.sigma.to(model_.device());
+  factors.sigma = own(start.sigma, model_.device());
   const std::string name = shape.members.front().name();
   factors.a = add(name + ".A", ParameterGroup::factors, start.a);
   for (std::size_t m = 0; m < shape.members.size(); ++m) {
