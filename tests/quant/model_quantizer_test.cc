@@ -167,7 +167,9 @@ TEST(ModelQuantizerTest, CompensatorsTakeTheLeadingErrorAndWhatFollowsSitsBehind
 TEST(ModelQuantizerTest, ClosedFormOnFrozenLinearsUsesTheReferencesInputs) {
   TorchModel model = dense(), reference = dense();
   std::vector<QuantizedLinear> given;
-  for (int i = 0; i < 14; ++i) given.push_back(quantize_clip(reference.linear({i}).weight, {}, torch::ones({reference.linear({i}).weight.size(1)})));
+  for (int i = 0; i < 14; ++i)
+    given.push_back(
+        quantize_clip(reference.linear({i}).weight, {}, torch::ones({reference.linear({i}).weight.size(1)})));
   QuantizeOptions options;
   options.given = &given;
   const auto tokens = tokens_of(model, 4);
@@ -180,7 +182,8 @@ TEST(ModelQuantizerTest, ClosedFormOnFrozenLinearsUsesTheReferencesInputs) {
     for (std::size_t m = 0; m < sites[i].members.size(); ++m) {
       const auto index = sites[i].members[m];
       errors.push_back(reference.linear(index).weight - given[static_cast<std::size_t>(index.index)].dequantize());
-      EXPECT_TRUE(out.linears[static_cast<std::size_t>(index.index)].codes.equal(given[static_cast<std::size_t>(index.index)].codes));
+      EXPECT_TRUE(out.linears[static_cast<std::size_t>(index.index)].codes.equal(
+          given[static_cast<std::size_t>(index.index)].codes));
     }
     const auto expected = whitened_factors(torch::cat(errors), moment(x), 3, Whitening::exact);
     const auto product = torch::matmul(torch::cat(out.factors[i].b), out.factors[i].a);

@@ -23,7 +23,9 @@ Tensor wide(const Tensor& t) { return t.to(torch::kFloat64); }
 /// Inputs whose features are correlated and differ in size, as a float64 moment E[x xᵀ].
 Tensor correlated_inputs(std::int64_t tokens, std::int64_t features, std::uint64_t seed) {
   const auto scale = (1.5 * random_tensor({features}, seed + 1)).exp();
-  return torch::matmul(random_tensor({tokens, features}, seed), random_tensor({features, features}, seed + 2, 0.2) + torch::eye(features)) * scale;
+  return torch::matmul(random_tensor({tokens, features}, seed),
+                       random_tensor({features, features}, seed + 2, 0.2) + torch::eye(features)) *
+         scale;
 }
 Tensor moment(const Tensor& x) { return torch::matmul(wide(x).t(), wide(x)) / static_cast<double>(x.size(0)); }
 
@@ -151,7 +153,8 @@ TEST(CoordinateDescentTest, NeverRaisesTheObjectiveAndEndsAtAMinimum) {
   for (const W4Scheme& scheme : kSchemes) {
     const auto weight = random_tensor({6, 90}, 9);
     const auto h = damped(moment(correlated_inputs(200, 90, 10)), 0.01);
-    for (auto q : {quantize_rtn(weight, scheme), quantize_gptq(weight, h, quantize_clip(weight, scheme, h.diagonal()))}) {
+    for (auto q :
+         {quantize_rtn(weight, scheme), quantize_gptq(weight, h, quantize_clip(weight, scheme, h.diagonal()))}) {
       auto last = objective(weight, h, q);
       for (int sweep = 0; sweep < 40; ++sweep) {
         descend_codes(weight, h, q);
@@ -213,7 +216,8 @@ TEST(WhitenedFactorsTest, IsTheLeadingPartOfTheSvd) {
     const auto error = random_tensor({out, in}, 18);
     const auto damped_h = h + 0.01 * h.diagonal().mean() * torch::eye(in, torch::kFloat64);
     for (const auto whitening : {Whitening::exact, Whitening::diagonal}) {
-      const auto s = whitening == Whitening::exact ? torch::linalg_cholesky(damped_h) : torch::diag(damped_h.diagonal().sqrt());
+      const auto s =
+          whitening == Whitening::exact ? torch::linalg_cholesky(damped_h) : torch::diag(damped_h.diagonal().sqrt());
       const auto [u, sigma, vt] = torch::linalg_svd(torch::matmul(wide(error), s), false);
       const auto f = whitened_factors(error, h, 6, whitening);
       EXPECT_LT(distance(f.singular_values, sigma), 1e-7);

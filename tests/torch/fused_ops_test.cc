@@ -67,7 +67,8 @@ TEST(FusedOpsTest, SwiGlu) {
   // Wide enough that silu saturates at both ends.
   const std::vector<Tensor> inputs = {random_tensor({301, 67}, 3, 12.0), random_tensor({301, 67}, 4)};
   EXPECT_LT(largest_difference(fused, composed, inputs), kFloat32);
-  EXPECT_LT(largest_difference(fused, composed, {inputs[0].to(torch::kBFloat16), inputs[1].to(torch::kBFloat16)}), kBFloat16);
+  EXPECT_LT(largest_difference(fused, composed, {inputs[0].to(torch::kBFloat16), inputs[1].to(torch::kBFloat16)}),
+            kBFloat16);
   const std::vector<Tensor> transposed = {inputs[0].t(), inputs[1].t()};
   EXPECT_LT(distance(swiglu(transposed[0], transposed[1]), composed(inputs).t()), kFloat32) << "not contiguous";
 }
@@ -152,8 +153,9 @@ TEST(CompensatorGradientTest, FiniteDifferencesInEveryPart) {
   const auto part = [](std::vector<std::int64_t> shape, std::uint64_t seed) {
     return random_tensor(std::move(shape), seed, 0.5).to(torch::kFloat64).set_requires_grad(true);
   };
-  TorchCompensator c{part({rank + gate_rows, in}, 1), part({out, rank}, 2),  part({hidden, rank + gate_rows}, 3),
-                     part({hidden}, 4),               part({rank, hidden}, 5), part({rank}, 6)};
+  TorchCompensator c{
+      part({rank + gate_rows, in}, 1), part({out, rank}, 2), part({hidden, rank + gate_rows}, 3), part({hidden}, 4),
+      part({rank, hidden}, 5),         part({rank}, 6)};
   auto x = part({6, in}, 7);
   const auto direction = random_tensor({6, out}, 8).to(torch::kFloat64);
   const auto loss = [&] { return (c.correction(torch::linear(x, c.a), torch::kFloat64) * direction).sum(); };

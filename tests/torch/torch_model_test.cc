@@ -24,7 +24,8 @@ using testing::random_tokens;
 using testing::RandomModelOptions;
 using testing::relative_error;
 
-/// Rounding of float32 sums of k terms, accumulated along the linears that a token passes (four per layer, head, norms).
+/// Rounding of float32 sums of k terms, accumulated along the linears that a token passes (four per layer, head,
+/// norms).
 double tolerance(const ModelConfig& config) {
   const double k = static_cast<double>(std::max(config.hidden_size, config.intermediate_size));
   return FLT_EPSILON * std::sqrt(k) * (4.0 * static_cast<double>(config.num_hidden_layers) + 2.0);
