@@ -117,11 +117,12 @@ QuantizedLinear quantize_clip(const torch::Tensor& weight, const W4Scheme& schem
     best.scales = torch::where(better, grid.scales, best.scales);
     best.zeros = torch::where(better, grid.zeros, best.zeros);
   };
-  // Range factors 1.05 .. 0.40; above 1 because the largest code on the negative side is -8.
-  for (int step = 0; step <= 26; ++step) {
-    const double shrink = 1.05 - 0.025 * step;
-    consider(grid_for(groups, scheme, shrink));
-    if (scheme.symmetric) consider(signed_grid_for(groups, shrink));
+  consider(grid_for(groups, scheme, 1.0));  // never worse than round to nearest
+  if (scheme.symmetric) {
+    for (int step = 1; step <= 3; ++step) consider(grid_for(groups, scheme, 1.0 - 0.1 * step));
+    for (int step = 0; step < 16; ++step) consider(signed_grid_for(groups, 1.04 - 0.036 * step));
+  } else {
+    for (int step = 1; step <= 24; ++step) consider(grid_for(groups, scheme, 1.0 - 0.025 * step));
   }
   return round_to_grid(weight, scheme, best.scales, best.zeros);
 }

@@ -75,8 +75,12 @@ TorchModel Stages::model_of(const std::vector<QuantizedLinear>& linears) const {
 std::vector<CompensatorShape> Stages::choose_shapes(const ModelQuantization& measured, nlohmann::json& placement) {
   const Recipe& r = options_.recipe;
   PlacementOptions how{r.placement, 0, r.max_rank, r.gate_hidden, r.gate_rows, r.seed};
-  how.budget_bytes = static_cast<std::int64_t>(r.budget * static_cast<double>(budget_base_bytes(reference_, r.scheme)));
   auto all = sites();
+  // The file's header counts too: about 100 bytes per tensor: B and its scale (and a gate) per module, A and its scale per site.
+  constexpr std::int64_t kHeaderBytes = 100;
+  const std::int64_t tensors = module_count(reference_.config) * (r.gate_hidden > 0 ? 6 : 2) + 2 * static_cast<std::int64_t>(all.size());
+  const auto budget = static_cast<std::int64_t>(r.budget * static_cast<double>(budget_base_bytes(reference_, r.scheme)));
+  how.budget_bytes = budget - std::min(kHeaderBytes * tensors, budget / 8);  // a toy's header would eat all of it
   if (r.placement == Placement::damage || r.placement == Placement::fisher) {
     const Damage& d = damage();
     for (std::size_t i = 0; i < all.size(); ++i) {

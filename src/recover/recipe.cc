@@ -24,9 +24,9 @@ Recipe preset_recipe(std::string_view preset) {
     recipe.samples = {.sequences = 72, .length = 1024, .batch = 72, .seed = 0};
     recipe.held_out_sequences = 8;
     recipe.quantizer_sequences = 64;
-    recipe.quantizer_length = 512;
+    recipe.quantizer_length = 256;
     recipe.diagnose = {.sequences = 4, .length = 256};
-    recipe.train.steps = 64;
+    recipe.train.steps = 48;
     recipe.train.evaluations = 1;
   } else if (preset == "standard") {
     recipe.samples = {.sequences = 320, .length = 1024, .batch = 80, .seed = 0};
