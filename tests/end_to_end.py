@@ -41,7 +41,7 @@ class EndToEnd(unittest.TestCase):
 
     @classmethod
     def recover_command(cls, out):
-        return (SPEAR, "recover", "--model", MODEL, "--preset", "quick", "--sample-sequences", 8, "--steps", 2,
+        return (SPEAR, "recover", "--model", MODEL, "--preset", "quick", "--sample-sequences", 8, "--quantizer-sequences", 48, "--steps", 2,
                 "--workspace", cls.folder / "work", "--text", TEXT, "--context", CONTEXT, "--windows", WINDOWS, "--out", out)
 
     def evaluate(self, *more, windows=WINDOWS):

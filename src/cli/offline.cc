@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 #include <torch/torch.h>
 
+#include <cstdlib>
+
 #include "base/error.h"
 #include "base/progress.h"
 #include "base/resources.h"
@@ -109,6 +111,8 @@ void add_commands(CommandLine& line) {
 }  // namespace spear::cli
 
 int main(int argc, char** argv) {
+  // oneDNN keeps compiled kernels of the last 1,024 shapes, megabytes each; a growing KV cache has a new shape per token.
+  setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256", /*overwrite=*/0);
   spear::cli::CommandLine line("spear", "4-bit language models with the quality that quantization took (offline commands).");
   spear::cli::add_commands(line);
   return line.run(argc, argv);

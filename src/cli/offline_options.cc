@@ -64,9 +64,11 @@ void OfflineOptions::add_recipe(CLI::App& command) {
   command.add_option("--alpha", alpha, "share of input errors that targets absorb (tuned)")->check(CLI::Range(0.0, 1.0))->group("Recipe");
   command.add_option("--rho", rho, "share of stream errors that targets absorb (tuned)")->check(CLI::Range(0.0, 1.0))->group("Recipe");
   command.add_option("--code-rate", code_rate, "peak step of learned rounding, in code units")->check(CLI::Range(0.0, 0.1))->group("Recipe");
+  command.add_option("--code-margin", code_margin, "where latents start: at most this far from their code")->check(CLI::Range(0.0, 0.49))->group("Recipe");
   command.add_option("--factor-rate", factor_rate, "peak learning rate of the factors")->check(CLI::Range(0.0, 0.1))->group("Recipe");
   command.add_option("--steps", steps, "training steps instead of the preset's")->check(CLI::Range(0, 1000000))->group("Recipe");
   command.add_option("--sample-sequences", sample_sequences, "sampled sequences instead of the preset's")->check(CLI::Range(8, 1000000))->group("Recipe");
+  command.add_option("--quantizer-sequences", quantizer_sequences, "short sampled sequences for the quantizer instead of the preset's")->check(CLI::Range(8, 1000000))->group("Recipe");
   command.add_option("--calibration", calibration, "own text for half of the calibration sequences")->group("Recipe");
   command.add_option("--seed", seed, "seed of everything random")->capture_default_str()->group("Recipe");
 }
@@ -113,10 +115,12 @@ RecoverOptions OfflineOptions::resolve() const {
   if (alpha) recipe.alpha = *alpha;
   if (rho) recipe.rho = *rho;
   if (code_rate) recipe.train.rates.codes = *code_rate;
+  if (code_margin) recipe.code_margin = *code_margin;
   if (factor_rate) recipe.train.rates.groups[static_cast<std::size_t>(ParameterGroup::factors)] = *factor_rate;
   if (separate_a) recipe.share_a = false;
   if (steps) recipe.train.steps = *steps;
   if (sample_sequences) recipe.samples.sequences = *sample_sequences;
+  if (quantizer_sequences) recipe.quantizer_sequences = *quantizer_sequences;
   recipe.held_out_sequences = std::min(recipe.held_out_sequences, recipe.samples.sequences / 4);
   return options;
 }

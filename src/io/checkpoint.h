@@ -28,6 +28,10 @@ struct CheckpointFiles {
 void write_checkpoint(const std::filesystem::path& directory, const ModelWeights& weights, const CheckpointFiles& files,
                       nlohmann::json manifest);
 
+/// The same model with embedding and head rounded as write_checkpoint stores them beside packed linears: what is
+/// measured before writing is what will be read.
+ModelWeights with_stored_embeddings(ModelWeights weights);
+
 /// Reads a checkpoint, or any Hugging Face directory with dense or 4-bit pack-quantized weights, and validates it.
 /// Hashes are not checked (verify_checkpoint does).
 ModelWeights read_checkpoint(const std::filesystem::path& directory);

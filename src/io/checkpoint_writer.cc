@@ -88,6 +88,12 @@ bool any_compensator(const ModelWeights& weights) {
 
 }  // namespace
 
+ModelWeights with_stored_embeddings(ModelWeights weights) {
+  weights.embed_tokens = store_embedding(weights.embed_tokens);
+  if (!weights.lm_head.empty()) weights.lm_head = store_embedding(weights.lm_head);
+  return weights;
+}
+
 void write_checkpoint(const fs::path& directory, const ModelWeights& weights, const CheckpointFiles& files,
                       json manifest) {
   weights.validate("the model to be written");

@@ -195,9 +195,12 @@ class CompensatorReader {
   std::map<int, std::shared_ptr<const CompensatorInput>> inputs_;  ///< by the module that holds it
 };
 
-}  // namespace
+struct CompensatorFile {
+  TensorMap tensors;
+  std::map<std::string, std::string> metadata;
+};
 
-void write_compensators(const std::filesystem::path& path, const ModelWeights& weights) {
+CompensatorFile compensator_file(const ModelWeights& weights) {
   TensorMap tensors;
   json modules = json::object();
   bool gated = false;
@@ -215,9 +218,20 @@ void write_compensators(const std::filesystem::path& path, const ModelWeights& w
     gated = gated || compensator->gate.hidden > 0;
     modules[id.name()] = {{"rank", compensator->rank}, {"gate_rows", compensator->gate_rows}, {"a", holder.name()}};
   }
-  write_safetensors(
-      path, tensors,
-      {{"format_version", kFormatVersion}, {"gate", gated ? "mlp" : "none"}, {"modules", modules.dump()}});
+  return {std::move(tensors),
+          {{"format_version", kFormatVersion}, {"gate", gated ? "mlp" : "none"}, {"modules", modules.dump()}}};
+}
+
+}  // namespace
+
+void write_compensators(const std::filesystem::path& path, const ModelWeights& weights) {
+  const CompensatorFile file = compensator_file(weights);
+  write_safetensors(path, file.tensors, file.metadata);
+}
+
+std::int64_t compensator_file_bytes(const ModelWeights& weights) {
+  const CompensatorFile file = compensator_file(weights);
+  return file.tensors.empty() ? 0 : safetensors_bytes(file.tensors, file.metadata);
 }
 
 void read_compensators(const std::filesystem::path& path, ModelWeights& weights) {

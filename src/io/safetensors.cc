@@ -201,8 +201,18 @@ std::map<std::string, std::string> read_index(const fs::path& path) {
   return shards;
 }
 
-std::string header_text(const std::vector<std::pair<std::string, const Tensor*>>& order,
-                        const std::map<std::string, std::string>& metadata) {
+using FileOrder = std::vector<std::pair<std::string, const Tensor*>>;
+
+FileOrder file_order(const TensorMap& tensors) {
+  FileOrder order;
+  for (const auto& [tensor_name, tensor] : tensors) order.emplace_back(tensor_name, &tensor);
+  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
+    return element_bytes(a.second->dtype()) > element_bytes(b.second->dtype());
+  });
+  return order;
+}
+
+std::string header_text(const FileOrder& order, const std::map<std::string, std::string>& metadata) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   std::uint64_t offset = 0;
@@ -282,11 +292,7 @@ TensorMap read_safetensors_directory(const fs::path& directory) {
 
 void write_safetensors(const fs::path& path, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata) {
-  std::vector<std::pair<std::string, const Tensor*>> order;
-  for (const auto& [tensor_name, tensor] : tensors) order.emplace_back(tensor_name, &tensor);
-  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
-    return element_bytes(a.second->dtype()) > element_bytes(b.second->dtype());
-  });
+  const FileOrder order = file_order(tensors);
   const std::string header = header_text(order, metadata);
   const std::uint64_t header_bytes = header.size();
   OutputFile file(path);
@@ -294,6 +300,12 @@ void write_safetensors(const fs::path& path, const TensorMap& tensors,
   file.write(header);
   for (const auto& [tensor_name, tensor] : order) file.write(tensor->bytes());
   file.finish();
+}
+
+std::int64_t safetensors_bytes(const TensorMap& tensors, const std::map<std::string, std::string>& metadata) {
+  auto bytes = static_cast<std::int64_t>(sizeof(std::uint64_t) + header_text(file_order(tensors), metadata).size());
+  for (const auto& [tensor_name, tensor] : tensors) bytes += static_cast<std::int64_t>(tensor.bytes().size());
+  return bytes;
 }
 
 Tensor take_tensor(TensorMap& tensors, const std::string& name, const Shape& shape, std::initializer_list<DType> types,

@@ -33,6 +33,9 @@ TensorMap read_safetensors_directory(const std::filesystem::path& directory);
 void write_safetensors(const std::filesystem::path& path, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata);
 
+/// Size of the file that write_safetensors makes.
+std::int64_t safetensors_bytes(const TensorMap& tensors, const std::map<std::string, std::string>& metadata);
+
 /// Moves a tensor out of the map, so that what nobody asked for is left. Throws Error(bad_input) naming the tensor and
 /// `where` when it is missing or when its dtype (`types`) or its shape is another.
 Tensor take_tensor(TensorMap& tensors, const std::string& name, const Shape& shape, std::initializer_list<DType> types,

@@ -45,6 +45,12 @@ struct ModelWeights {
   const LinearModule& linear(ModuleId id) const {
     return layers.at(static_cast<std::size_t>(id.layer())).linears.at(static_cast<std::size_t>(id.kind()));
   }
+  /// Norm gain by NormId: input and post-attention of every layer, then the final one.
+  Tensor& gain(std::size_t norm) {
+    if (norm / 2 == layers.size()) return this->norm;
+    return norm % 2 == 0 ? layers.at(norm / 2).input_layernorm : layers.at(norm / 2).post_attention_layernorm;
+  }
+
   /// Throws Error(bad_input) naming the tensor whose shape disagrees with the config or that holds NaN or infinity.
   void validate(const std::string& where) const;
 };

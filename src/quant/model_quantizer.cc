@@ -10,11 +10,12 @@
 namespace spear {
 namespace {
 
-/// Sum over rows of (a_t − minus_t) w_t b_tᵀ divided by the number of rows, float32; in pieces so that float32 copies
-/// stay small. Weights and `minus` may be undefined.
+constexpr std::int64_t kRows = 8192;  ///< tokens at a time, so that float32 copies stay small
+
+/// Sum over rows of (a_t − minus_t) w_t b_tᵀ divided by the number of rows, float32. Weights and `minus` may be
+/// undefined.
 torch::Tensor mean_outer(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& weights,
                          const torch::Tensor& minus = {}) {
-  constexpr std::int64_t kRows = 8192;
   auto sum = torch::zeros({a.size(1), b.size(1)}, a.options().dtype(torch::kFloat32));
   for (std::int64_t begin = 0; begin < a.size(0); begin += kRows) {
     const std::int64_t count = std::min(kRows, a.size(0) - begin);
@@ -28,7 +29,11 @@ torch::Tensor mean_outer(const torch::Tensor& a, const torch::Tensor& b, const t
 
 /// [tokens, 1]: min(1, cap · median(n) / n) for squared norms n.
 torch::Tensor outlier_weights(const torch::Tensor& rows, double cap) {
-  const auto n = rows.to(torch::kFloat32).square().sum(1, true);
+  auto n = torch::empty({rows.size(0), 1}, rows.options().dtype(torch::kFloat32));
+  for (std::int64_t begin = 0; begin < rows.size(0); begin += kRows) {
+    const std::int64_t count = std::min(kRows, rows.size(0) - begin);
+    n.narrow(0, begin, count).copy_(rows.narrow(0, begin, count).to(torch::kFloat32).square().sum(1, true));
+  }
   return (cap * n.median() / n.clamp_min(1e-30)).clamp_max(1.0);
 }
 
@@ -64,13 +69,32 @@ class SequentialQuantizer {
     }
   }
 
-  /// The whole group of `first`, when its first member is about to run on x.
+  /// The whole group of `first`, when its first member is about to run on x. The members have one Hessian and rows do
+  /// not meet in any step, so all rows of the group are quantized as one matrix.
   void quantize_group(ModuleId first, const torch::Tensor& x, const LayerView& seen, const LayerView& reference) {
     const Moments moments = measure(first, x, seen, reference);
     std::vector<ModuleId> members;
-    for (ModuleId id = first; id.index < module_count(model_.config()) && id.input_group() == first; ++id.index) members.push_back(id);
+    std::vector<torch::Tensor> weights;
+    for (ModuleId id = first; id.index < module_count(model_.config()) && id.input_group() == first; ++id.index) {
+      members.push_back(id);
+      weights.push_back(model_.linear(id).weight.to(torch::kFloat32));
+    }
+    auto target = torch::cat(weights, 0);
+    const QuantizedLinear group = quantize(members, target, moments);
+    const auto dequantized = group.dequantize();
+    const auto left = target - dequantized;
     std::map<int, torch::Tensor> errors;
-    for (const ModuleId id : members) errors[id.index] = quantize(id, moments);
+    std::int64_t row = 0;
+    for (const ModuleId id : members) {
+      auto& slot = model_.linear(id);
+      const auto index = static_cast<std::size_t>(id.index);
+      const std::int64_t rows = slot.weight.size(0);
+      out_.linears[index] = group.rows(row, rows);
+      if (!out_.targets.empty()) out_.targets[index] = target.narrow(0, row, rows).clone();
+      errors[id.index] = left.narrow(0, row, rows);
+      slot.weight = dequantized.narrow(0, row, rows).to(model_.compute_type(), /*non_blocking=*/false, /*copy=*/true);
+      row += rows;
+    }
     for (const ModuleId id : members) {
       const auto site = site_of_.find(id.index);
       if (site != site_of_.end() && sites_[site->second].members.front() == id) compensate(site->second, errors, moments);
@@ -100,28 +124,21 @@ class SequentialQuantizer {
     return m;
   }
 
-  /// Quantizes one module and returns what is left of its target: W' − Ŵ.
-  torch::Tensor quantize(ModuleId id, const Moments& moments) {
-    const auto index = static_cast<std::size_t>(id.index);
-    auto& slot = model_.linear(id);
-    auto target = slot.weight.to(torch::kFloat32);
-    QuantizedLinear q;
+  /// Codes and scales of the stacked rows of `members`. With gptq, `target` becomes W'.
+  QuantizedLinear quantize(const std::vector<ModuleId>& members, torch::Tensor& target, const Moments& moments) const {
     if (options_.quantizer == Quantizer::gptq) {
       target = absorb_error(target, moments.solver, moments.input_error, options_.alpha, moments.residual, options_.rho);
-      q = quantize_gptq(target, moments.solver, quantize_clip(target, options_.scheme, moments.solver.diagonal()));
+      auto q = quantize_gptq(target, moments.solver, quantize_clip(target, options_.scheme, moments.solver.diagonal()));
       polish(target, moments.solver, q);
-      out_.targets[index] = target;
-    } else if (options_.given != nullptr) {
-      q = options_.given->at(index);
-    } else if (options_.quantizer == Quantizer::clip) {
-      q = quantize_clip(target, options_.scheme, moments.hessian.diagonal());
-    } else {
-      q = quantize_rtn(target, options_.scheme);
+      return q;
     }
-    const auto weight = q.dequantize();
-    slot.weight = weight.to(model_.compute_type());
-    out_.linears[index] = std::move(q);
-    return target - weight;
+    if (options_.given != nullptr) {
+      std::vector<QuantizedLinear> parts;
+      for (const ModuleId id : members) parts.push_back(options_.given->at(static_cast<std::size_t>(id.index)));
+      return stack_rows(parts);
+    }
+    return options_.quantizer == Quantizer::clip ? quantize_clip(target, options_.scheme, moments.hessian.diagonal())
+                                                 : quantize_rtn(target, options_.scheme);
   }
 
   void polish(const torch::Tensor& target, const torch::Tensor& hessian, QuantizedLinear& q) const {

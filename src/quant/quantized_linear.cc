@@ -66,6 +66,21 @@ W4Matrix QuantizedLinear::pack() const {
                  scheme.symmetric ? std::span<const std::uint8_t>{} : span(z));
 }
 
+QuantizedLinear QuantizedLinear::rows(std::int64_t first, std::int64_t count) const {
+  const auto part = [&](const torch::Tensor& t) { return t.narrow(0, first, count).clone(); };
+  return {scheme, part(codes), part(scales), part(zeros)};
+}
+
+QuantizedLinear stack_rows(const std::vector<QuantizedLinear>& parts) {
+  std::vector<torch::Tensor> codes, scales, zeros;
+  for (const auto& part : parts) {
+    codes.push_back(part.codes);
+    scales.push_back(part.scales);
+    zeros.push_back(part.zeros);
+  }
+  return {parts.at(0).scheme, torch::cat(codes, 0), torch::cat(scales, 0), torch::cat(zeros, 0)};
+}
+
 QuantizedLinear unpack(const W4Matrix& matrix, torch::Device device) {
   QuantizedLinear q;
   q.scheme = matrix.scheme;

@@ -16,7 +16,11 @@ struct QuantizedLinear {
 
   torch::Tensor dequantize() const;  ///< [out, in] float32
   W4Matrix pack() const;
+  QuantizedLinear rows(std::int64_t first, std::int64_t count) const;  ///< a copy of these output rows
 };
+
+/// The rows of all parts (one scheme, one width), one below the other.
+QuantizedLinear stack_rows(const std::vector<QuantizedLinear>& parts);
 
 QuantizedLinear unpack(const W4Matrix& matrix, torch::Device device);
 

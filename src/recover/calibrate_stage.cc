@@ -76,11 +76,13 @@ std::vector<CompensatorShape> Stages::choose_shapes(const ModelQuantization& mea
   const Recipe& r = options_.recipe;
   PlacementOptions how{r.placement, 0, r.max_rank, r.gate_hidden, r.gate_rows, r.seed};
   auto all = sites();
-  // The file's header counts too: about 100 bytes per tensor: B and its scale (and a gate) per module, A and its scale per site.
-  constexpr std::int64_t kHeaderBytes = 100;
-  const std::int64_t tensors = module_count(reference_.config) * (r.gate_hidden > 0 ? 6 : 2) + 2 * static_cast<std::int64_t>(all.size());
+  // The file's header counts too: so many bytes per module, and per tensor: B and its scale (and a gate) per module, A and
+  // its scale per site.
+  constexpr std::int64_t kModuleBytes = 110, kTensorBytes = 106;
+  const std::int64_t modules = module_count(reference_.config);
+  const std::int64_t tensors = modules * (r.gate_hidden > 0 ? 6 : 2) + 2 * static_cast<std::int64_t>(all.size());
   const auto budget = static_cast<std::int64_t>(r.budget * static_cast<double>(budget_base_bytes(reference_, r.scheme)));
-  how.budget_bytes = budget - std::min(kHeaderBytes * tensors, budget / 8);  // a toy's header would eat all of it
+  how.budget_bytes = budget - std::min(kModuleBytes * modules + kTensorBytes * tensors, budget / 4);  // a toy's header would eat all of it
   if (r.placement == Placement::damage || r.placement == Placement::fisher) {
     const Damage& d = damage();
     for (std::size_t i = 0; i < all.size(); ++i) {
@@ -99,6 +101,7 @@ std::vector<CompensatorShape> Stages::choose_shapes(const ModelQuantization& mea
 std::vector<torch::Tensor> Stages::latents(const Start& start) const {
   std::vector<torch::Tensor> out;
   if (options_.recipe.tune != Tune::codes) return out;
+  const double margin = options_.recipe.code_margin;
   for (std::size_t i = 0; i < start.linears.size(); ++i) {
     const auto& linear = start.linears[i];
     const auto weight = !start.targets.empty()
@@ -107,7 +110,7 @@ std::vector<torch::Tensor> Stages::latents(const Start& start) const {
     const std::int64_t in = weight.size(1);
     const auto position = weight / expand_groups(linear.scales, in, linear.scheme) + expand_groups(linear.zeros, in, linear.scheme);
     // Inside the cell of the code it has: what the quantizer decided stands until training moves it.
-    out.push_back(torch::minimum(torch::maximum(position, linear.codes - 0.49), linear.codes + 0.49));
+    out.push_back(torch::minimum(torch::maximum(position, linear.codes - margin), linear.codes + margin));
   }
   return out;
 }
@@ -202,7 +205,8 @@ Calibrated Stages::calibrate() {
   TrainableModel trainable(model, start.linears, latents(start), start.compensators, r.tune, r.seed);
   auto training = to_json(r);
   training["input"] = input_key();
-  training["calibration"] = sample_key();
+  training["calibration"] = sample_key(sample_options());
+  training["quantizer"] = quantize_key();
   out.train = run_training(model, trainable, training);
   out.weights = trainable.export_weights(reference_);
   if (!start.compensators.empty() && r.gate_hidden > 0) {

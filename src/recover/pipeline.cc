@@ -13,6 +13,7 @@
 #include "base/resources.h"
 #include "eval/comparison.h"
 #include "io/checkpoint.h"
+#include "io/compensator_file.h"
 #include "io/model_reader.h"
 #include "recover/stages.h"
 #include "report/report.h"
@@ -38,7 +39,8 @@ Measure choose_text(Stages& stages, const RecoverOptions& options) {
     out.text = {{"name", options.text.filename().string()}, {"sha256", sha256_file(options.text)}};
   } else {
     const auto& set = stages.samples();
-    out.windows = first_windows(set.rows(set.train_sequences(), set.held_out), 0, set.length, "held-out samples");
+    const std::int64_t chosen_by = set.selection_sequences();
+    out.windows = first_windows(set.rows(set.train_sequences() + chosen_by, set.held_out - chosen_by), 0, set.length, "held-out samples");
     out.text = {{"name", "held-out samples of the reference"}, {"sha256", nullptr}};
   }
   out.text["context"] = out.windows.context;
@@ -71,7 +73,7 @@ class Evaluator {
     rows_.push_back({"reference", "reference", evaluate(reference_, measure_.windows, &reference_, options_), bytes});
   }
   void model(const std::string& name, const std::string& label, const ModelWeights& weights, std::int64_t bytes) {
-    TorchModel model(weights, stages_.device(), torch::kFloat32);
+    TorchModel model(with_stored_embeddings(weights), stages_.device(), torch::kFloat32);
     options_.label = "evaluate " + name;
     rows_.push_back({name, label, evaluate(model, measure_.windows, &reference_, options_), bytes});
   }
@@ -123,7 +125,7 @@ nlohmann::json results_json(const Evaluator& evaluator, const Tokenizer& tokeniz
 }
 
 nlohmann::json bytes_json(const ModelWeights& reference, const ModelWeights& model, const W4Scheme& scheme, std::int64_t reference_bytes) {
-  const std::int64_t base = budget_base_bytes(reference, scheme), added = compensator_bytes(model);
+  const std::int64_t base = budget_base_bytes(reference, scheme), added = compensator_file_bytes(model);
   const std::int64_t linears = base - reference.embedding_budget_bytes;
   double weights = 0;
   for (int index = 0; index < module_count(reference.config); ++index) {
@@ -293,8 +295,12 @@ Needs estimate_needs(const ModelConfig& config, const Recipe& recipe) {
                                      2.0 * static_cast<double>(config.num_attention_heads * recipe.train.sequence_length));
   const double logits = 2 * 512.0 * 4 * static_cast<double>(config.vocab_size);
   const double states = 2.0 * static_cast<double>(recipe.samples.sequences * recipe.samples.length * config.hidden_size);
+  // The quantizer keeps one layer's activations of all its tokens, of two networks.
+  const double quantizing = recipe.quantizer == "rtn" && recipe.budget <= 0 ? 0.0
+      : static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length) * (30.0 * static_cast<double>(config.hidden_size) + 14.0 * static_cast<double>(config.intermediate_size));
+  const double training = per_token * static_cast<double>(recipe.train.tokens_per_step) + logits;
   Needs needs;
-  needs.memory = static_cast<std::int64_t>(per_weight * linears + 8 * embedding + logits + states + per_token * static_cast<double>(recipe.train.tokens_per_step) + 3e8);
+  needs.memory = static_cast<std::int64_t>(per_weight * linears + 8 * embedding + states + std::max(training, quantizing) + 3e8);
   needs.disk = static_cast<std::int64_t>((recipe.tune == Tune::codes ? 26 : 14) * linears + states + 2 * embedding);
   return needs;
 }

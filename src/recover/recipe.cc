@@ -21,25 +21,25 @@ Recipe preset_recipe(std::string_view preset) {
   recipe.preset = preset;
   recipe.train.tokens_per_step = recipe.train.sequence_length = 1024;
   if (preset == "quick") {
-    recipe.samples = {.sequences = 72, .length = 1024, .batch = 72, .seed = 0};
+    recipe.samples = {.sequences = 56, .length = 1024, .batch = 56, .seed = 0};
     recipe.held_out_sequences = 8;
-    recipe.quantizer_sequences = 64;
+    recipe.quantizer_sequences = 128;
     recipe.quantizer_length = 256;
     recipe.diagnose = {.sequences = 4, .length = 256};
     recipe.train.steps = 48;
     recipe.train.evaluations = 1;
   } else if (preset == "standard") {
-    recipe.samples = {.sequences = 320, .length = 1024, .batch = 80, .seed = 0};
+    recipe.samples = {.sequences = 220, .length = 1024, .batch = 80, .seed = 0};
     recipe.held_out_sequences = 20;
-    recipe.quantizer_sequences = 256;
-    recipe.quantizer_length = 512;
+    recipe.quantizer_sequences = 640;
+    recipe.quantizer_length = 256;
     recipe.diagnose = {.sequences = 8, .length = 256, .restore_one = true, .delta_kl = true};
     recipe.train.steps = 380;
   } else if (preset == "thorough") {
-    recipe.samples = {.sequences = 1280, .length = 1024, .batch = 80, .seed = 0};
+    recipe.samples = {.sequences = 800, .length = 1024, .batch = 80, .seed = 0};
     recipe.held_out_sequences = 40;
-    recipe.quantizer_sequences = 512;
-    recipe.quantizer_length = 512;
+    recipe.quantizer_sequences = 1600;
+    recipe.quantizer_length = 256;
     recipe.diagnose = {.sequences = 16, .length = 256, .restore_one = true, .delta_kl = true, .kl_tokens = 4096};
     recipe.train.steps = 1240;
   } else {
@@ -67,7 +67,7 @@ void set_quantizer(Recipe& recipe, std::string_view quantizer) {
   const bool simple = quantizer == "rtn" || quantizer == "clip";
   if (recipe.preset == "standard") recipe.train.steps = simple ? 700 : 380;
   recipe.placement = Placement::fisher;
-  set_tune(recipe, quantizer == "tuned" && recipe.preset != "quick" ? Tune::codes : Tune::scales);
+  set_tune(recipe, Tune::scales);
 }
 
 void set_tune(Recipe& recipe, Tune tune) {
@@ -120,6 +120,7 @@ nlohmann::json to_json(const Recipe& recipe) {
           {"warmup_steps", recipe.train.warmup_steps},
           {"int8_from", recipe.train.int8_from},
           {"gates_from", recipe.train.gates_from},
+          {"code_margin", recipe.code_margin},
           {"codes_until", recipe.train.codes_until},
           {"rate_codes", recipe.train.rates.codes},
           {"rate_factors", rates[at(ParameterGroup::factors)]},
@@ -131,14 +132,15 @@ nlohmann::json to_json(const Recipe& recipe) {
 std::string describe_plan(const Recipe& recipe, std::int64_t parameters) {
   // Measured on two Zen 4 cores with the 135M model: FLOP per second of each kind of work.
   const double p = static_cast<double>(parameters);
-  const double sampled = static_cast<double>(recipe.samples.sequences * recipe.samples.length);
+  const double quantizer_tokens = static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length);
+  const double sampled = static_cast<double>(recipe.samples.sequences * recipe.samples.length) + quantizer_tokens;
   const double trained = static_cast<double>(recipe.train.steps * recipe.train.tokens_per_step);
   const auto line = [](const char* stage, const std::string& what, double flop, double rate) {
     return fmt::format("  {:<10} {:<44} about {}\n", stage, what, format_duration(flop / rate));
   };
   std::string out = fmt::format("preset {}, budget {:.2f} % of the model's bytes\n", recipe.preset, 100 * recipe.budget);
   out += line("sample", fmt::format("{:.0f}k tokens from the reference", sampled / 1e3), 2 * p * sampled, 100e9);
-  out += line("quantize", recipe.quantizer, recipe.quantizer == "rtn" ? 0 : 10 * p * static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length), 100e9);
+  out += line("quantize", recipe.quantizer, recipe.quantizer == "rtn" ? 0 : 10 * p * quantizer_tokens, 100e9);
   out += line("diagnose", recipe.diagnose.restore_one ? "quantize one, restore one, delta KL, Fisher" : "quantize one, Fisher",
               p * 210 * static_cast<double>(recipe.diagnose.sequences * recipe.diagnose.length) * (recipe.diagnose.restore_one ? 2 : 1), 120e9);
   out += line("calibrate", fmt::format("{} steps of {} tokens", recipe.train.steps, recipe.train.tokens_per_step), 8 * p * trained, 120e9);

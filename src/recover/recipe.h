@@ -30,6 +30,7 @@ struct Recipe {
   std::int64_t gate_hidden = 0, gate_rows = 0;  ///< gates are off: they gained nothing (docs/algorithm.md)
   double alpha = 0.6, rho = 0.6;                ///< of the chain (model_quantizer.h)
   std::int64_t max_rank = 16;
+  double code_margin = 0.4;  ///< latents start at most this far from their code, towards the target; 0.5: the cell's edge
   TrainOptions train;
 };
 

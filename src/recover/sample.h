@@ -10,12 +10,14 @@
 
 namespace spear {
 
-/// Token sequences of one length; the last `held_out` of them are never trained on.
+/// Token sequences of one length; the last `held_out` of them are never trained on: the first half of those chooses
+/// states and starts, the rest measures results when the user gives no text.
 struct CalibrationSet {
   std::int64_t sequences = 0, length = 0, held_out = 0;
   std::vector<std::int32_t> tokens;  ///< [sequences, length]
 
   std::int64_t train_sequences() const { return sequences - held_out; }
+  std::int64_t selection_sequences() const { return (held_out + 1) / 2; }
   std::span<const std::int32_t> rows(std::int64_t first, std::int64_t count) const {
     return std::span(tokens).subspan(static_cast<std::size_t>(first * length), static_cast<std::size_t>(count * length));
   }

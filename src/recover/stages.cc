@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "base/random.h"
 #include "io/model_reader.h"
 #include "text/chat_template.h"
 #include "torch/torch_tensors.h"
@@ -15,7 +16,7 @@
 namespace spear {
 namespace {
 
-constexpr int kStageVersion = 2;  ///< raised when a stage's result changes for the same inputs
+constexpr int kStageVersion = 3;  ///< raised when a stage's result changes for the same inputs
 
 Tensor int_tensor(Shape shape, const std::vector<std::int32_t>& values) {
   Tensor tensor(DType::i32, std::move(shape));
@@ -128,19 +129,34 @@ nlohmann::json Stages::input_key() const {
   return {{"version", kStageVersion}, {"reference", reference_sha256_}, {"backbone", backbone_sha256_}, {"device", device_.str()}};
 }
 
-nlohmann::json Stages::sample_key() const {
-  const auto& s = options_.recipe.samples;
+SampleOptions Stages::sample_options() const {
+  SampleOptions out = options_.recipe.samples;
+  if (device_.is_cuda()) out.batch *= 4;  // launches, not arithmetic, take the time there
+  return out;
+}
+
+SampleOptions Stages::quantizer_sample_options() const {
+  const Recipe& r = options_.recipe;
+  SampleOptions out = sample_options();
+  out.batch = std::max<std::int64_t>(1, out.batch * out.length / r.quantizer_length);
+  out.sequences = r.quantizer_sequences;
+  out.length = r.quantizer_length;
+  out.seed = mix64(out.seed ^ 0x7175616e74697a65);
+  return out;
+}
+
+nlohmann::json Stages::sample_key(const SampleOptions& s) const {
   return {{"version", kStageVersion}, {"reference", reference_sha256_}, {"device", device_.str()}, {"sequences", s.sequences},
-          {"length", s.length},       {"batch", s.batch},               {"seed", s.seed}, {"held_out", options_.recipe.held_out_sequences},
+          {"length", s.length},       {"batch", s.batch},               {"seed", s.seed},
           {"calibration", options_.calibration.empty() ? "" : sha256_file(options_.calibration)}};
 }
 
 nlohmann::json Stages::quantize_key() const {
   const Recipe& r = options_.recipe;
   const QuantizeOptions q = quantize_options(r);
-  return {{"input", input_key()},  {"scheme", to_string(r.scheme)}, {"quantizer", r.quantizer}, {"samples", sample_key()},
-          {"alpha", q.alpha},      {"rho", q.rho},                  {"sweeps", q.sweeps},       {"sequences", r.quantizer_sequences},
-          {"length", r.quantizer_length}};
+  return {{"input", input_key()},  {"scheme", to_string(r.scheme)}, {"quantizer", r.quantizer}, {"samples", sample_key(quantizer_sample_options())},
+          {"alpha", q.alpha},      {"rho", q.rho},                  {"sweeps", q.sweeps},       {"damping", q.damping},
+          {"outlier_cap", fmt::format("{}", q.outlier_cap)}};
 }
 
 TorchModel& Stages::reference_model() {
@@ -148,12 +164,10 @@ TorchModel& Stages::reference_model() {
   return *model_;
 }
 
-const CalibrationSet& Stages::samples() {
-  if (samples_) return *samples_;
-  const auto& want = options_.recipe.samples;
-  CalibrationSet set{want.sequences, want.length, options_.recipe.held_out_sequences, {}};
-  const auto key = sample_key();
-  if (const auto kept = workspace_.load("samples", key)) {
+CalibrationSet Stages::sample(const std::string& stage, const SampleOptions& want) {
+  CalibrationSet set{want.sequences, want.length, 0, {}};
+  const auto key = sample_key(want);
+  if (const auto kept = workspace_.load(stage, key)) {
     const auto tokens = kept->tensors.at("tokens").as<std::int32_t>();
     set.tokens.assign(tokens.begin(), tokens.end());
   }
@@ -164,9 +178,9 @@ const CalibrationSet& Stages::samples() {
     openings.plain = [this](std::int32_t id) { return id < tokenizer_.vocab_size() && !tokenizer_.is_special(id); };
     const auto keep = [&](std::span<const std::int32_t> tokens) {
       const auto rows = static_cast<std::int64_t>(tokens.size()) / want.length;
-      workspace_.save("samples", key, {{"tokens", int_tensor({rows, want.length}, {tokens.begin(), tokens.end()})}});
+      workspace_.save(stage, key, {{"tokens", int_tensor({rows, want.length}, {tokens.begin(), tokens.end()})}});
     };
-    set.tokens = timed("sample", [&] { return sample_sequences(reference_model(), openings, want, std::move(set.tokens), keep); });
+    set.tokens = timed(stage, [&] { return sample_sequences(reference_model(), openings, want, std::move(set.tokens), keep); });
   }
   if (!options_.calibration.empty()) {
     const auto text = tokenizer_.encode(read_text_file(options_.calibration));
@@ -177,20 +191,27 @@ const CalibrationSet& Stages::samples() {
       std::copy_n(text.begin() + row * want.length, want.length, set.tokens.begin() + 2 * row * want.length);
     }
   }
-  samples_ = std::move(set);
+  return set;
+}
+
+const CalibrationSet& Stages::samples() {
+  if (!samples_) {
+    samples_ = sample("samples", sample_options());
+    samples_->held_out = options_.recipe.held_out_sequences;
+  }
   return *samples_;
 }
 
 const torch::Tensor& Stages::states() {
   if (states_.defined()) return states_;
   const auto& set = samples();
-  if (const auto kept = workspace_.load("states", sample_key())) {
+  if (const auto kept = workspace_.load("states", sample_key(sample_options()))) {
     const auto& tensor = kept->tensors.at("states");
     states_ = torch::empty(tensor.shape(), torch::kBFloat16);
     std::copy(tensor.bytes().begin(), tensor.bytes().end(), static_cast<std::byte*>(states_.data_ptr()));
   } else {
     states_ = timed("reference states", [&] { return reference_states(reference_model(), set); });
-    workspace_.save("states", sample_key(), {{"states", bf16_host(states_)}});
+    workspace_.save("states", sample_key(sample_options()), {{"states", bf16_host(states_)}});
   }
   if (device_.is_cuda()) states_ = states_.to(device_);
   return states_;
@@ -208,10 +229,8 @@ const std::vector<QuantizedLinear>& Stages::rtn() {
 }
 
 torch::Tensor Stages::quantizer_tokens() {
-  const auto& set = samples();
-  const std::int64_t length = std::min(options_.recipe.quantizer_length, set.length);
-  const std::int64_t rows = std::min(options_.recipe.quantizer_sequences, set.train_sequences());
-  return reference_model().token_tensor({set.rows(0, rows), rows, set.length}).narrow(1, 0, length).contiguous();
+  const auto set = sample("samples of the quantizer", quantizer_sample_options());
+  return reference_model().token_tensor({set.tokens, set.sequences, set.length});
 }
 
 std::vector<PlacementSite> Stages::sites() const { return placement_sites(reference_.config, options_.recipe.share_a); }
@@ -250,8 +269,9 @@ const ModelQuantization& Stages::quantized() {
     quantized_.emplace();
     quantized_->linears = rtn();
   } else {
-    // Row counts of zero: where compensators may go, the spectrum of what is left is measured for the placement.
-    const bool measure = options_.recipe.budget > 0 && options_.recipe.quantizer != "clip";
+    // Row counts of zero: where compensators may go, the spectrum of what is left is measured for the placement; without
+    // a budget, too, so that runs with and without compensators share this stage.
+    const bool measure = options_.recipe.quantizer != "clip";
     quantized_ = run_quantizer("quantize", std::vector<std::int64_t>(measure ? sites().size() : 0, 0), Whitening::exact);
   }
   return *quantized_;
@@ -260,7 +280,7 @@ const ModelQuantization& Stages::quantized() {
 const Damage& Stages::damage() {
   if (damage_) return *damage_;
   const DiagnoseOptions& how = options_.recipe.diagnose;
-  const nlohmann::json key = {{"quantized", quantize_key()}, {"samples", sample_key()},       {"sequences", how.sequences},
+  const nlohmann::json key = {{"quantized", quantize_key()}, {"samples", sample_key(sample_options())}, {"held_out", options_.recipe.held_out_sequences}, {"sequences", how.sequences},
                               {"length", how.length},        {"restore", how.restore_one},    {"kl", how.delta_kl}};
   if (const auto kept = workspace_.load_json("damage", key)) {
     const auto read = [&](const char* field) { return kept->value(field, std::vector<double>{}); };

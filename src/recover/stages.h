@@ -64,7 +64,11 @@ class Stages {
   nlohmann::json input_key() const;  ///< identifies reference and backbone
 
  private:
-  nlohmann::json sample_key() const;
+  SampleOptions sample_options() const;
+  /// Many short sequences: what the quantizer looks at gains more from diversity than from length (docs/algorithm.md).
+  SampleOptions quantizer_sample_options() const;
+  nlohmann::json sample_key(const SampleOptions& samples) const;
+  CalibrationSet sample(const std::string& stage, const SampleOptions& samples);
   nlohmann::json quantize_key() const;
   torch::Tensor quantizer_tokens();
   std::vector<PlacementSite> sites() const;

@@ -94,6 +94,7 @@ torch::Tensor reference_states(TorchModel& reference, const CalibrationSet& set)
 }
 
 std::vector<std::int64_t> visiting_order(std::int64_t pieces, std::int64_t needed, std::uint64_t seed) {
+  if (pieces < 1) throw failed("no pieces to train on", "calibrate");
   std::vector<std::int64_t> order, epoch(static_cast<std::size_t>(pieces));
   Random random(seed, 0x6f72646572);
   while (static_cast<std::int64_t>(order.size()) < needed) {
@@ -108,7 +109,7 @@ std::vector<std::int64_t> visiting_order(std::int64_t pieces, std::int64_t neede
 double held_out_kl(TorchModel& model, const CalibrationSet& set, const torch::Tensor& states, std::int64_t length,
                    std::int64_t max_tokens, std::vector<double>* pieces) {
   torch::NoGradGuard no_grad;
-  const Pieces held(model, set, states, set.train_sequences(), set.held_out, length);
+  const Pieces held(model, set, states, set.train_sequences(), set.selection_sequences(), length);
   const std::int64_t count = std::min(held.count(), std::max<std::int64_t>(1, max_tokens / length));
   double sum = 0;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -131,21 +132,48 @@ TrainResult train(TorchModel& model, TrainableModel& trainable, const Calibratio
     trainable.install(true, true);
     return held_out_kl(model, set, states, options.sequence_length, kHeldOutTokens);
   };
-  if (result.curve.empty()) {
-    result.start_kl = result.best_kl = held_out();
-    result.best = trainable.snapshot();
-    result.curve.push_back({0, result.start_kl, result.start_kl});
-  }
   // Only the second half can win: the rate must fall before a state settles.
   const std::int64_t every = std::max<std::int64_t>(1, options.steps / (2 * std::max<std::int64_t>(1, options.evaluations)));
+  const auto is_due = [&](std::int64_t done) {
+    return done == 0 || done == options.steps || (2 * done >= options.steps && (options.steps - done) % every == 0);
+  };
   Progress progress("calibrate", options.steps);
   double loss_sum = 0, last_save = 0;
   std::int64_t loss_count = 0;
+  const auto mean_loss = [&] { return loss_count > 0 ? loss_sum / static_cast<double>(loss_count) : 0.0; };
+  const auto save_now = [&] {
+    last_save = progress.seconds();
+    if (save) save(result);
+  };
+  const auto measure = [&](std::int64_t done) {
+    double kl = 0;
+    try {
+      kl = held_out();
+    } catch (const Error&) {  // a signal: the step is kept, its measurement comes first after --resume
+      save_now();
+      throw;
+    }
+    if (done == 0) result.start_kl = kl;
+    if (done == 0 || kl < result.best_kl) {
+      result.best_kl = kl;
+      result.best_step = done;
+      result.best = trainable.snapshot();
+    }
+    result.curve.push_back({done, done == 0 ? kl : mean_loss(), kl});
+  };
   const std::int64_t first = trainable.steps_done();
-  for (std::int64_t step = first; step < options.steps; ++step) {
-    if (interrupted() || (save && progress.seconds() - last_save > kSaveSeconds)) {
-      last_save = progress.seconds();
-      if (save) save(result);
+  for (std::int64_t step = first;; ++step) {
+    const bool measured = !result.curve.empty() && result.curve.back().step == step && result.curve.back().held_out_kl >= 0;
+    if (is_due(step) && !measured) {
+      measure(step);
+      loss_sum = loss_count = 0;
+    } else if (step % 10 == 0 && loss_count > 0) {
+      result.curve.push_back({step, mean_loss(), -1});
+      loss_sum = loss_count = 0;
+    }
+    if (step >= options.steps) break;
+    if (interrupted() || progress.seconds() - last_save > kSaveSeconds) {
+      save_now();
       throw_if_interrupted();
     }
     const auto share = static_cast<double>(step) / static_cast<double>(options.steps);
@@ -165,21 +193,7 @@ TrainResult train(TorchModel& model, TrainableModel& trainable, const Calibratio
     trainable.step(rates_at(options, step));
     loss_sum += mean;
     ++loss_count;
-    const std::int64_t done = step + 1;
-    progress.update(done, fmt::format("KL {:.4f}", loss_sum / static_cast<double>(loss_count)));
-    const bool measured = done == options.steps || (2 * done >= options.steps && (options.steps - done) % every == 0);
-    if (!measured && done % 10 != 0) continue;
-    TrainPoint point{done, loss_sum / static_cast<double>(loss_count), -1};
-    loss_sum = loss_count = 0;
-    if (measured) {
-      point.held_out_kl = held_out();
-      if (point.held_out_kl < result.best_kl) {
-        result.best_kl = point.held_out_kl;
-        result.best_step = done;
-        result.best = trainable.snapshot();
-      }
-    }
-    result.curve.push_back(point);
+    progress.update(step + 1, fmt::format("KL {:.4f}", mean_loss()));
   }
   if (options.steps > first) result.seconds_per_step = progress.seconds() / static_cast<double>(options.steps - first);
   progress.finish();

@@ -44,7 +44,7 @@ struct TrainResult {
 };
 
 /// Mean KL per token of the model's current slots against reference states, over pieces of `length` tokens of the
-/// held-out rows (at most `max_tokens`). Per-piece means are appended to `pieces` if given, for paired comparisons.
+/// held-out rows that select (at most `max_tokens`). Per-piece means are appended to `pieces` if given, for paired comparisons.
 double held_out_kl(TorchModel& model, const CalibrationSet& set, const torch::Tensor& states, std::int64_t length,
                    std::int64_t max_tokens, std::vector<double>* pieces = nullptr);
 

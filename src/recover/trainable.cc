@@ -176,16 +176,29 @@ void TrainableModel::step(const Rates& rates) {
       weights_[i].mutable_grad() = torch::Tensor();
     }
   }
+  // Lists, not loops over parameters: on a GPU each list is a few launches.
   const double correct1 = 1 - std::pow(rates.beta1, steps_), correct2 = 1 - std::pow(rates.beta2, steps_);
-  for (Parameter& p : parameters_) {
-    auto& gradient = p.value.mutable_grad();
-    const double rate = rates.groups[static_cast<std::size_t>(p.group)];
-    if (gradient.defined()) {
-      p.moment.mul_(rates.beta1).add_(gradient, 1 - rates.beta1);
-      p.second.mul_(rates.beta2).addcmul_(gradient, gradient, 1 - rates.beta2);
-      if (rate > 0) p.value.addcdiv_(p.moment, (p.second / correct2).sqrt_().add_(1e-10), -rate / correct1);
+  for (std::size_t group = 0; group < kParameterGroups; ++group) {
+    std::vector<torch::Tensor> values, gradients, moments, seconds;
+    for (Parameter& p : parameters_) {
+      auto& gradient = p.value.mutable_grad();
+      if (static_cast<std::size_t>(p.group) != group || !gradient.defined()) continue;
+      values.push_back(p.value);
+      gradients.push_back(gradient);
+      moments.push_back(p.moment);
+      seconds.push_back(p.second);
+      gradient = torch::Tensor();
     }
-    gradient = torch::Tensor();
+    if (values.empty()) continue;
+    torch::_foreach_mul_(moments, rates.beta1);
+    torch::_foreach_add_(moments, gradients, 1 - rates.beta1);
+    torch::_foreach_mul_(seconds, rates.beta2);
+    torch::_foreach_addcmul_(seconds, gradients, gradients, 1 - rates.beta2);
+    if (rates.groups[group] <= 0) continue;
+    auto scale = torch::_foreach_div(seconds, correct2);
+    torch::_foreach_sqrt_(scale);
+    torch::_foreach_add_(scale, 1e-10);
+    torch::_foreach_addcdiv_(values, moments, scale, -rates.groups[group] / correct1);
   }
   if (needs_weight_gradients()) refresh_weights();
 }
@@ -281,15 +294,7 @@ ModelWeights TrainableModel::export_weights(const ModelWeights& base) const {
     module.weight = QuantizedLinear{latent.scheme, nearest_codes(latent.latent), scales(index), latent.zeros}.pack();
     module.compensator.reset();
   }
-  for (std::size_t i = 0; i < base_gains_.size(); ++i) {
-    const Tensor g = to_host(gain(i));
-    const std::size_t layer = i / 2;
-    if (layer == out.layers.size()) {
-      out.norm = g;
-    } else {
-      (i % 2 == 0 ? out.layers[layer].input_layernorm : out.layers[layer].post_attention_layernorm) = g;
-    }
-  }
+  for (std::size_t i = 0; i < base_gains_.size(); ++i) out.gain(i) = to_host(gain(i));
   for (const Factors& f : factors_) {
     auto a = std::make_shared<CompensatorInput>();
     const auto host = to_host(value(f.a));

@@ -21,6 +21,7 @@ enum class Tune { none, scales, codes };
 
 /// Parameters with one learning rate each.
 enum class ParameterGroup { factors, gate, scales, gains, count };
+constexpr std::size_t kParameterGroups = static_cast<std::size_t>(ParameterGroup::count);
 
 /// A small parameter under Adam.
 struct Parameter {
@@ -58,7 +59,7 @@ class TrainableModel {
   /// One optimizer step from the gradients that the last backward pass left. rates: by ParameterGroup.
   struct Rates {
     double codes = 0;
-    std::array<double, static_cast<std::size_t>(ParameterGroup::count)> groups{};
+    std::array<double, kParameterGroups> groups{};
     double beta1 = 0.9, beta2 = 0.95;
   };
   void step(const Rates& rates);

@@ -120,6 +120,58 @@ SPEAR_INLINE void rotate_impl(std::int64_t length, std::int64_t heads, std::int6
   }
 }
 
+/// Sixteen floats that the compiler keeps in registers.
+typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));  // NOLINT: `using` drops the attributes
+
+SPEAR_INLINE float horizontal_sum(Vector v) {
+  typedef int Index __attribute__((vector_size(64)));  // NOLINT
+  v += __builtin_shuffle(v, Index{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
+  v += __builtin_shuffle(v, Index{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
+  v += __builtin_shuffle(v, Index{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
+  v += __builtin_shuffle(v, Index{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
+  return v[0];
+}
+
+SPEAR_INLINE float dot(std::int64_t n, const float* a, const float* b) {
+  Vector sum = {};
+  std::int64_t i = 0;
+  for (; i + 16 <= n; i += 16) sum += *reinterpret_cast<const Vector*>(a + i) * *reinterpret_cast<const Vector*>(b + i);
+  float rest = 0;
+  for (; i < n; ++i) rest += a[i] * b[i];
+  return horizontal_sum(sum) + rest;
+}
+
+template <class T>
+SPEAR_INLINE void decode_attention_impl(std::int64_t groups, std::int64_t dim, std::int64_t seen, const T* q, const T* k,
+                                        const T* v, T* out, float* scratch) {
+  float *query = scratch, *sum = query + groups * dim, *row = sum + groups * dim, *scores = row + dim;
+  const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
+  for (std::int64_t i = 0; i < groups * dim; ++i) {
+    query[i] = load(q[i]) * scale;
+    sum[i] = 0;
+  }
+  for (std::int64_t j = 0; j < seen; ++j, k += dim) {
+    for (std::int64_t i = 0; i < dim; ++i) row[i] = load(k[i]);
+    for (std::int64_t g = 0; g < groups; ++g) scores[g * seen + j] = dot(dim, query + g * dim, row);
+  }
+  for (std::int64_t g = 0; g < groups; ++g) {
+    float* s = scores + g * seen;
+    float largest = s[0];
+    for (std::int64_t j = 1; j < seen; ++j) largest = s[j] > largest ? s[j] : largest;
+    for (std::int64_t j = 0; j < seen; ++j) s[j] = vector_exp(s[j] - largest);
+    const float inverse = 1.0F / lane_sum(seen, [=](std::int64_t j) { return s[j]; });
+    for (std::int64_t j = 0; j < seen; ++j) s[j] *= inverse;
+  }
+  for (std::int64_t j = 0; j < seen; ++j, v += dim) {
+    for (std::int64_t i = 0; i < dim; ++i) row[i] = load(v[i]);
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const float p = scores[g * seen + j];
+      for (std::int64_t i = 0; i < dim; ++i) sum[g * dim + i] += p * row[i];
+    }
+  }
+  for (std::int64_t i = 0; i < groups * dim; ++i) store(out[i], sum[i]);
+}
+
 }  // namespace
 
 // target_clones cannot be put on templates: one pair of plain functions per kernel.
@@ -153,6 +205,9 @@ SPEAR_INSTANTIATE(scale_backward, BACKWARD_SCALE, (rows, n, y, factor, dout, dy,
 
 #define ROTATE(T) (std::int64_t length, std::int64_t heads, std::int64_t dim, const float* cos, const float* sin, bool inverse, const T* x, T* out)
 SPEAR_INSTANTIATE(rotate, ROTATE, (length, heads, dim, cos, sin, inverse, x, out))
+
+#define DECODE_ATTENTION(T) (std::int64_t groups, std::int64_t dim, std::int64_t seen, const T* q, const T* k, const T* v, T* out, float* scratch)
+SPEAR_INSTANTIATE(decode_attention, DECODE_ATTENTION, (groups, dim, seen, q, k, v, out, scratch))
 
 SPEAR_VECTOR_CLONES double kl_row(std::int64_t vocab, float* student, const float* teacher) {
   float max_s = student[0], max_t = teacher[0];

@@ -168,8 +168,34 @@ class Rotate : public torch::autograd::Function<Rotate> {
   }
 };
 
-/// Queries of one causal block see keys up to the block's end; what lies beyond is never computed.
-constexpr std::int64_t kQueryBlock = 128;
+/// Queries of one causal block see keys up to the block's end; what lies beyond is never computed. A GPU has the
+/// arithmetic to spare and not the launches.
+std::int64_t query_block(const Tensor& query) { return query.is_cpu() ? 128 : 1024; }
+
+/// One query per sequence, on the CPU: reads the cache in place. The general path would copy it and build kernels for
+/// every new length.
+Tensor decode_attention(const Tensor& query, const Tensor& key, const Tensor& value) {
+  const std::int64_t batch = query.size(0), heads = query.size(1), dim = query.size(3);
+  const std::int64_t kv_heads = key.size(1), keys = key.size(2), groups = heads / kv_heads;
+  const Tensor q = query.contiguous();
+  Tensor out = torch::empty({batch, heads * dim}, query.options());
+  by_type(q, [&](auto tag) {
+    using T = decltype(tag);
+    at::parallel_for(0, batch * kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
+      std::vector<float> scratch(static_cast<std::size_t>(fused::decode_attention_scratch(groups, dim, keys)));
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t sequence = i / kv_heads, head = i % kv_heads;
+        fused::decode_attention<T>(groups, dim, keys, data<T>(q) + i * groups * dim,
+                                   data<T>(key) + sequence * key.stride(0) + head * key.stride(1),
+                                   data<T>(value) + sequence * value.stride(0) + head * value.stride(1),
+                                   data<T>(out) + i * groups * dim, scratch.data());
+      }
+    });
+  });
+  return out;
+}
+
+bool rows_contiguous(const Tensor& t) { return t.stride(3) == 1 && t.stride(2) == t.size(3); }
 
 }  // namespace
 
@@ -199,12 +225,16 @@ Tensor causal_attention(const Tensor& query, const Tensor& key, const Tensor& va
   const std::int64_t batch = query.size(0), heads = query.size(1), length = query.size(2), dim = query.size(3);
   const std::int64_t kv_heads = key.size(1), keys = key.size(2), groups = heads / kv_heads;
   const std::int64_t past = keys - length;
+  if (length == 1 && query.is_cpu() && !torch::GradMode::is_enabled() && rows_contiguous(key) && rows_contiguous(value)) {
+    return decode_attention(query, key, value);
+  }
   const auto q = (query * (1.0 / std::sqrt(static_cast<double>(dim)))).view({batch * kv_heads, groups, length, dim});
   const auto k = key.reshape({batch * kv_heads, keys, dim});
   const auto v = value.reshape({batch * kv_heads, keys, dim});
   std::vector<Tensor> blocks;
-  for (std::int64_t begin = 0; begin < length; begin += kQueryBlock) {
-    const std::int64_t count = std::min(kQueryBlock, length - begin), seen = past + begin + count;
+  const std::int64_t block = query_block(query);
+  for (std::int64_t begin = 0; begin < length; begin += block) {
+    const std::int64_t count = std::min(block, length - begin), seen = past + begin + count;
     auto scores = torch::bmm(q.narrow(2, begin, count).reshape({batch * kv_heads, groups * count, dim}),
                              k.narrow(1, 0, seen).transpose(1, 2));
     if (count > 1) {

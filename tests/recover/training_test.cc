@@ -221,7 +221,7 @@ TEST(TrainableTest, SnapshotsBringBackTheStoredModel) {
 
 // ---------------------------------------------------------------- train()
 
-CalibrationSet samples() { return {96, 32, 6, testing::random_tokens(96 * 32, kVocabulary, 11)}; }
+CalibrationSet samples() { return {96, 32, 12, testing::random_tokens(96 * 32, kVocabulary, 11)}; }
 
 torch::Tensor teacher_states() {
   TorchModel reference(dense_model(), torch::kCPU, torch::kFloat32);
@@ -248,12 +248,12 @@ TEST(TrainTest, ReferenceStatesAndHeldOutKlByTheDefinition) {
   torch::NoGradGuard no_grad;
   const auto tokens = reference.token_tensor({set.tokens, 96, 32});
   EXPECT_TRUE(states.equal(reference.hidden(tokens).view({96, 32, 24}).to(torch::kBFloat16)));
-  // Held-out rows are the last six; each is cut into two pieces that know nothing of each other.
-  const auto held = tokens.narrow(0, 90, 6).reshape({12, 16});
+  // Held-out rows are the last twelve, the first six select; each is cut into two pieces that know nothing of each other.
+  const auto held = tokens.narrow(0, 84, 6).reshape({12, 16});
   const auto head = reference.weights().head.to(torch::kFloat64);
   const auto log_s = torch::log_softmax(torch::matmul(run.model.hidden(held).to(torch::kFloat64), head.t()), -1);
   const auto log_t =
-      torch::log_softmax(torch::matmul(states.narrow(0, 90, 6).reshape({192, 24}).to(torch::kFloat64), head.t()), -1);
+      torch::log_softmax(torch::matmul(states.narrow(0, 84, 6).reshape({192, 24}).to(torch::kFloat64), head.t()), -1);
   const auto expected = (log_t.exp() * (log_t - log_s)).sum(1).view({12, 16}).mean(1);
   std::vector<double> pieces;
   EXPECT_NEAR(held_out_kl(run.model, set, states, 16, 1 << 20, &pieces), expected.mean().item<double>(), 1e-5);
