@@ -52,7 +52,7 @@ int print_plan(const RecoverOptions& options, const CommonOptions& common) {
   if (common.json) {
     print_json({{"schema", "spear.plan/1"}, {"recipe", to_json(options.recipe)}, {"memory_bytes", needs.memory}, {"disk_bytes", needs.disk}});
   } else {
-    fmt::print("{}peak memory about {}, disk about {}\n", describe_plan(options.recipe, parameters),
+    fmt::print("{}peak memory about {}, disk about {}\n", describe_plan(options.recipe, parameters, module_count(config)),
                format_bytes(static_cast<double>(needs.memory)), format_bytes(static_cast<double>(needs.disk)));
   }
   return 0;

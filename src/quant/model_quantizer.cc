@@ -159,9 +159,10 @@ class SequentialQuantizer {
     const auto& members = sites_[site].members;
     std::vector<torch::Tensor> stacked;
     for (const ModuleId id : members) stacked.push_back(errors.at(id.index));
-    const auto leading = whitened_factors(torch::cat(stacked, 0), moments.hessian, std::max<std::int64_t>(1, sites_[site].rows), options_.whitening);
+    const std::int64_t rank = sites_[site].rank, rows = std::max<std::int64_t>(1, rank + sites_[site].gate_rows);
+    const auto leading = whitened_factors(torch::cat(stacked, 0), moments.hessian, rows, options_.whitening);
     out_.singular_values[site] = to_vector(leading.singular_values);
-    if (sites_[site].rows == 0) return;
+    if (rank == 0) return;
     ChainFactors& factors = out_.factors[site];
     factors.a = leading.a;
     const auto a = leading.a.to(torch::kFloat64);
@@ -169,7 +170,7 @@ class SequentialQuantizer {
     std::int64_t row = 0;
     for (const ModuleId id : members) {
       auto& slot = model_.linear(id);
-      factors.b.push_back(leading.b.narrow(0, row, slot.weight.size(0)).contiguous());
+      factors.b.push_back(leading.b.narrow(0, row, slot.weight.size(0)).narrow(1, 0, std::min(rank, leading.b.size(1))).contiguous());
       row += slot.weight.size(0);
       slot.compensator = TorchCompensator{factors.a, factors.b.back(), {}, {}, {}, {}};
     }

@@ -34,14 +34,15 @@ struct QuantizeOptions {
 /// A place for a compensator: modules that share an input and A, or one module.
 struct CompensatorSite {
   std::vector<ModuleId> members;
-  std::int64_t rows = 0;  ///< of A; 0: measure the spectrum only
+  std::int64_t rank = 0;       ///< 0: measure the spectrum only
+  std::int64_t gate_rows = 0;  ///< further rows of A, which only a gate will see
 };
 
 /// Its factors.
 struct ChainFactors {
-  torch::Tensor a;               ///< [rows, in]
-  std::vector<torch::Tensor> b;  ///< per member [out, rows]
-  torch::Tensor sigma;           ///< [rows]: root mean square of each A x
+  torch::Tensor a;               ///< [rank + gate_rows, in]
+  std::vector<torch::Tensor> b;  ///< per member [out, rank]
+  torch::Tensor sigma;           ///< [rank + gate_rows]: root mean square of each A x
 };
 
 struct ModelQuantization {

@@ -116,14 +116,14 @@ std::vector<torch::Tensor> Stages::latents(const Start& start) const {
 }
 
 /// Ranks by site of shapes placed on them.
-static std::vector<std::int64_t> rows_of(const std::vector<PlacementSite>& sites, const std::vector<CompensatorShape>& shapes) {
-  std::vector<std::int64_t> rows(sites.size(), 0);
+static std::vector<std::int64_t> ranks_of(const std::vector<PlacementSite>& sites, const std::vector<CompensatorShape>& shapes) {
+  std::vector<std::int64_t> ranks(sites.size(), 0);
   for (std::size_t i = 0; i < sites.size(); ++i) {
     for (const auto& shape : shapes) {
-      if (shape.members.front() == sites[i].members.front()) rows[i] = shape.rank + shape.gate_rows;
+      if (shape.members.front() == sites[i].members.front()) ranks[i] = shape.rank;
     }
   }
-  return rows;
+  return ranks;
 }
 
 static std::vector<CompensatorStart> starts_of(const std::vector<PlacementSite>& sites, const std::vector<CompensatorShape>& shapes,
@@ -140,7 +140,7 @@ static std::vector<CompensatorStart> starts_of(const std::vector<PlacementSite>&
 /// Linears that nothing moves: factors of a low rank are the leading ones of a high rank, so one pass measures the
 /// spectrum for the placement and fits the compensators; once with each whitening, and held-out KL decides.
 Stages::Start Stages::behind_given_linears(Calibrated& out) {
-  const std::vector<std::int64_t> wide(sites().size(), options_.recipe.max_rank + options_.recipe.gate_rows);
+  const std::vector<std::int64_t> wide(sites().size(), options_.recipe.max_rank);
   Start best{quantized().linears, {}, {}};
   double best_kl = 0;
   for (const auto& [whitening, label] : {std::pair{Whitening::exact, "exact"}, std::pair{Whitening::diagonal, "diagonal"}}) {
@@ -166,7 +166,7 @@ Stages::Start Stages::closed_form(Calibrated& out) {
   if (backbone_ || quantize_options(options_.recipe).quantizer != Quantizer::gptq) return behind_given_linears(out);
   out.shapes = choose_shapes(quantized(), out.placement);
   out.whitening = "exact";
-  auto chain = run_quantizer("quantize behind compensators", rows_of(sites(), out.shapes), Whitening::exact);
+  auto chain = run_quantizer("quantize behind compensators", ranks_of(sites(), out.shapes), Whitening::exact);
   auto compensators = starts_of(sites(), out.shapes, chain);
   return {std::move(chain.linears), std::move(chain.targets), std::move(compensators)};
 }

@@ -36,7 +36,7 @@ Recipe preset_recipe(std::string_view preset) {
     recipe.diagnose = {.sequences = 8, .length = 256, .restore_one = true, .delta_kl = true};
     recipe.train.steps = 380;
   } else if (preset == "thorough") {
-    recipe.samples = {.sequences = 800, .length = 1024, .batch = 80, .seed = 0};
+    recipe.samples = {.sequences = 800, .length = 1024, .batch = 100, .seed = 0};
     recipe.held_out_sequences = 40;
     recipe.quantizer_sequences = 1600;
     recipe.quantizer_length = 256;
@@ -129,8 +129,8 @@ nlohmann::json to_json(const Recipe& recipe) {
           {"rate_gains", rates[at(ParameterGroup::gains)]}};
 }
 
-std::string describe_plan(const Recipe& recipe, std::int64_t parameters) {
-  // Measured on two Zen 4 cores with the 135M model: FLOP per second of each kind of work.
+std::string describe_plan(const Recipe& recipe, std::int64_t parameters, std::int64_t modules) {
+  // FLOP per second of each kind of work, two cores with AVX-512, the 135M model.
   const double p = static_cast<double>(parameters);
   const double quantizer_tokens = static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length);
   const double sampled = static_cast<double>(recipe.samples.sequences * recipe.samples.length) + quantizer_tokens;
@@ -142,7 +142,7 @@ std::string describe_plan(const Recipe& recipe, std::int64_t parameters) {
   out += line("sample", fmt::format("{:.0f}k tokens from the reference", sampled / 1e3), 2 * p * sampled, 100e9);
   out += line("quantize", recipe.quantizer, recipe.quantizer == "rtn" ? 0 : 10 * p * quantizer_tokens, 100e9);
   out += line("diagnose", recipe.diagnose.restore_one ? "quantize one, restore one, delta KL, Fisher" : "quantize one, Fisher",
-              p * 210 * static_cast<double>(recipe.diagnose.sequences * recipe.diagnose.length) * (recipe.diagnose.restore_one ? 2 : 1), 120e9);
+              p * static_cast<double>(modules * recipe.diagnose.sequences * recipe.diagnose.length) * (recipe.diagnose.restore_one ? 2 : 1), 120e9);
   out += line("calibrate", fmt::format("{} steps of {} tokens", recipe.train.steps, recipe.train.tokens_per_step), 8 * p * trained, 120e9);
   return out;
 }

@@ -235,9 +235,10 @@ torch::Tensor Stages::quantizer_tokens() {
 
 std::vector<PlacementSite> Stages::sites() const { return placement_sites(reference_.config, options_.recipe.share_a); }
 
-ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vector<std::int64_t>& rows, Whitening whitening) {
+ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vector<std::int64_t>& ranks, Whitening whitening) {
   auto key = quantize_key();
-  key["rows"] = rows;
+  key["ranks"] = ranks;
+  if (std::any_of(ranks.begin(), ranks.end(), [](std::int64_t rank) { return rank > 0; })) key["gate_rows"] = options_.recipe.gate_rows;
   key["share_a"] = options_.recipe.share_a;
   key["whitening"] = whitening == Whitening::exact ? "exact" : "diagonal";
   if (const auto kept = workspace_.load(stage, key)) return quantization_from(kept->tensors, options_.recipe.scheme, device_);
@@ -246,7 +247,7 @@ ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vec
   TorchModel model(reference_, device_, torch::kBFloat16);
   std::vector<CompensatorSite> where;
   const auto all = sites();
-  for (std::size_t i = 0; i < rows.size(); ++i) where.push_back({all[i].members, rows[i]});
+  for (std::size_t i = 0; i < ranks.size(); ++i) where.push_back({all[i].members, ranks[i], options_.recipe.gate_rows});
   QuantizeOptions how = quantize_options(options_.recipe);
   how.whitening = whitening;
   if (backbone_) {

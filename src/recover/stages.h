@@ -72,8 +72,8 @@ class Stages {
   nlohmann::json quantize_key() const;
   torch::Tensor quantizer_tokens();
   std::vector<PlacementSite> sites() const;
-  /// A quantizer run over the model with compensators of these row counts (by site), kept in the workspace.
-  ModelQuantization run_quantizer(const std::string& stage, const std::vector<std::int64_t>& rows, Whitening whitening);
+  /// A quantizer run over the model with compensators of these ranks (by site), kept in the workspace.
+  ModelQuantization run_quantizer(const std::string& stage, const std::vector<std::int64_t>& ranks, Whitening whitening);
   std::vector<CompensatorShape> choose_shapes(const ModelQuantization& measured, nlohmann::json& placement);
   /// Linears and starting compensators that training begins with.
   struct Start {
