@@ -57,7 +57,7 @@ void OfflineOptions::add_recipe(CLI::App& command) {
   command.add_option("--quantizer", quantizer, "rtn, clip, gptq or tuned")->capture_default_str()->group("Recipe");
   command.add_option("--tune", tune, "what trains beside the compensators: none, scales or codes")->group("Recipe");
   command.add_option("--budget", budget, "bytes of all compensators, as a share of the model's")->capture_default_str()->group("Recipe");
-  command.add_option("--placement", placement, "damage, fisher, uniform or random")->group("Recipe");
+  command.add_option("--placement", placement, "damage, fisher, uniform, random or trained")->group("Recipe");
   command.add_option("--gate", gate_hidden, "hidden width of the gates; 0: static compensators")->group("Recipe");
   command.add_option("--gate-rows", gate_rows, "further projections of the input that only the gate sees")->group("Recipe");
   command.add_flag("--separate-a", separate_a, "no A shared by modules that read the same input")->group("Recipe");
@@ -69,6 +69,7 @@ void OfflineOptions::add_recipe(CLI::App& command) {
   command.add_option("--steps", steps, "training steps instead of the preset's")->check(CLI::Range(0, 1000000))->group("Recipe");
   command.add_option("--sample-sequences", sample_sequences, "sampled sequences instead of the preset's")->check(CLI::Range(8, 1000000))->group("Recipe");
   command.add_option("--quantizer-sequences", quantizer_sequences, "short sampled sequences for the quantizer instead of the preset's")->check(CLI::Range(8, 1000000))->group("Recipe");
+  command.add_option("--quantizer-length", quantizer_length, "tokens of those sequences instead of the preset's")->check(CLI::Range(64, 1000000))->group("Recipe");
   command.add_option("--calibration", calibration, "own text for half of the calibration sequences")->group("Recipe");
   command.add_option("--seed", seed, "seed of everything random")->capture_default_str()->group("Recipe");
 }
@@ -77,6 +78,8 @@ void OfflineOptions::add_measure(CLI::App& command) {
   command.add_option("--text", text, "text to measure on before and after; default: held-out samples")->group("Measure");
   command.add_option("--context", context, "tokens per window of the text")->capture_default_str()->group("Measure");
   command.add_option("--windows", windows, "windows of the text, 0: all")->capture_default_str()->group("Measure");
+  command.add_option("--tasks", tasks, "questions as JSON lines to answer before and after; repeatable")
+      ->type_size(1)->allow_extra_args(false)->group("Measure");
 }
 
 RecoverOptions OfflineOptions::resolve() const {
@@ -89,6 +92,7 @@ RecoverOptions OfflineOptions::resolve() const {
   options.calibration = calibration;
   options.context = context;
   options.windows = windows;
+  options.tasks.assign(tasks.begin(), tasks.end());
   options.force = force;
   options.resume = resume;
   options.command = command_line;
@@ -121,6 +125,7 @@ RecoverOptions OfflineOptions::resolve() const {
   if (steps) recipe.train.steps = *steps;
   if (sample_sequences) recipe.samples.sequences = *sample_sequences;
   if (quantizer_sequences) recipe.quantizer_sequences = *quantizer_sequences;
+  if (quantizer_length) recipe.quantizer_length = *quantizer_length;
   recipe.held_out_sequences = std::min(recipe.held_out_sequences, recipe.samples.sequences / 4);
   return options;
 }

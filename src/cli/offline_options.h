@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cli/command_line.h"
 #include "recover/pipeline.h"
@@ -16,9 +17,10 @@ struct OfflineOptions {
   std::string model, backbone, out, workspace, text, calibration, command_line;
   std::string preset = "quick", scheme = "w4-channel-sym", quantizer = "tuned", budget = "1%", placement;
   std::string tune;  ///< empty: what goes with the quantizer
+  std::vector<std::string> tasks;
   std::uint64_t seed = 0;
   std::int64_t context = 1024, windows = 20;
-  std::optional<std::int64_t> gate_hidden, gate_rows, steps, sample_sequences, quantizer_sequences;
+  std::optional<std::int64_t> gate_hidden, gate_rows, steps, sample_sequences, quantizer_sequences, quantizer_length;
   std::optional<double> alpha, rho, code_margin, code_rate, factor_rate;
   bool separate_a = false, force = false, resume = false, dry_run = false;
 

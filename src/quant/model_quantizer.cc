@@ -12,19 +12,30 @@ namespace {
 
 constexpr std::int64_t kRows = 8192;  ///< tokens at a time, so that float32 copies stay small
 
-/// Sum over rows of (a_t − minus_t) w_t b_tᵀ divided by the number of rows, float32. Weights and `minus` may be
+/// E[(a_t − minus_t) w_t b_tᵀ] over rows, float32. Weights and `minus` may be
 /// undefined.
 torch::Tensor mean_outer(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& weights,
                          const torch::Tensor& minus = {}) {
   auto sum = torch::zeros({a.size(1), b.size(1)}, a.options().dtype(torch::kFloat32));
   for (std::int64_t begin = 0; begin < a.size(0); begin += kRows) {
     const std::int64_t count = std::min(kRows, a.size(0) - begin);
-    auto left = a.narrow(0, begin, count).to(torch::kFloat32);
-    if (minus.defined()) left = left - minus.narrow(0, begin, count).to(torch::kFloat32);
-    if (weights.defined()) left = left * weights.narrow(0, begin, count);
-    sum.addmm_(left.t(), b.narrow(0, begin, count).to(torch::kFloat32));
+    auto left = a.narrow(0, begin, count);
+    if (minus.defined()) left = left.to(torch::kFloat32) - minus.narrow(0, begin, count).to(torch::kFloat32);
+    if (weights.defined()) left = left.to(torch::kFloat32) * weights.narrow(0, begin, count);
+    sum += transposed_product(left, b.narrow(0, begin, count));
   }
   return sum / static_cast<double>(a.size(0));
+}
+
+/// E[w x xᵀ], [features, features]; the root of w on both sides keeps it a Gram matrix under any rounding.
+torch::Tensor second_moment(const torch::Tensor& x, const torch::Tensor& weights) {
+  auto sum = torch::zeros({x.size(1), x.size(1)}, x.options().dtype(torch::kFloat32));
+  for (std::int64_t begin = 0; begin < x.size(0); begin += kRows) {
+    auto rows = x.narrow(0, begin, std::min(kRows, x.size(0) - begin));
+    if (weights.defined()) rows = rows.to(torch::kFloat32) * weights.narrow(0, begin, rows.size(0)).sqrt();
+    sum += transposed_product(rows, rows);
+  }
+  return sum / static_cast<double>(x.size(0));
 }
 
 /// [tokens, 1]: min(1, cap · median(n) / n) for squared norms n.
@@ -114,11 +125,11 @@ class SequentialQuantizer {
         weights = weights * outlier_weights(*before_reference, options_.outlier_cap);
         m.residual = mean_outer(*before_reference, x, weights, *before);
       }
-      m.hessian = mean_outer(x, x, weights);
+      m.hessian = second_moment(x, weights);
       m.input_error = mean_outer(x_reference, x, weights, x);
     } else {
       const auto& input = reference.inputs[static_cast<std::size_t>(id.kind())];
-      m.hessian = mean_outer(input, input, {});
+      m.hessian = second_moment(input, {});
     }
     m.solver = damped(m.hessian, options_.damping);
     return m;

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
+#include "recover/principal_factors.h"
 #include "recover/stages.h"
 #include "torch/torch_tensors.h"
 
@@ -72,28 +73,24 @@ TorchModel Stages::model_of(const std::vector<QuantizedLinear>& linears) const {
   return model;
 }
 
-std::vector<CompensatorShape> Stages::choose_shapes(const ModelQuantization& measured, nlohmann::json& placement) {
+std::vector<CompensatorShape> Stages::choose_shapes(const ModelQuantization& measured, nlohmann::json& placement,
+                                                    const std::vector<double>& shares) {
   const Recipe& r = options_.recipe;
   PlacementOptions how{r.placement, 0, r.max_rank, r.gate_hidden, r.gate_rows, r.seed};
   auto all = sites();
-  // The file's header counts too: so many bytes per module, and per tensor: B and its scale (and a gate) per module, A and
-  // its scale per site.
-  constexpr std::int64_t kModuleBytes = 110, kTensorBytes = 106;
-  const std::int64_t modules = module_count(reference_.config);
-  const std::int64_t tensors = modules * (r.gate_hidden > 0 ? 6 : 2) + 2 * static_cast<std::int64_t>(all.size());
   const auto budget = static_cast<std::int64_t>(r.budget * static_cast<double>(budget_base_bytes(reference_, r.scheme)));
-  how.budget_bytes = budget - std::min(kModuleBytes * modules + kTensorBytes * tensors, budget / 4);  // a toy's header would eat all of it
-  if (r.placement == Placement::damage || r.placement == Placement::fisher) {
+  if (r.placement != Placement::uniform && r.placement != Placement::random) {
     const Damage& d = damage();
     for (std::size_t i = 0; i < all.size(); ++i) {
       all[i].singular_values = measured.singular_values.at(i);
       for (const ModuleId id : all[i].members) {
         const auto index = static_cast<std::size_t>(id.index);
-        all[i].damage += r.placement == Placement::fisher ? d.fisher[index] : std::max(0.0, d.cka[index] - d.noise_floor);
+        all[i].damage += r.placement == Placement::damage ? std::max(0.0, d.cka[index] - d.noise_floor) : d.fisher[index];
       }
+      if (!shares.empty()) all[i].damage *= shares[i];
     }
   }
-  auto shapes = place(all, how);
+  auto shapes = place_within_file(all, how, budget);
   placement = placement_json(shapes, how, module_count(reference_.config), r.share_a);
   return shapes;
 }
@@ -161,8 +158,48 @@ Stages::Start Stages::behind_given_linears(Calibrated& out) {
   return best;
 }
 
+/// Sum of squares.
+static double energy(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double v : values) sum += v * v;
+  return sum;
+}
+
+Stages::Start Stages::trained_wide(Calibrated& out) {
+  const Recipe& r = options_.recipe;
+  const bool chain = !backbone_ && quantize_options(r).quantizer == Quantizer::gptq;
+  const auto wide = run_quantizer(chain ? "quantize behind compensators" : "closed form",
+                                  std::vector<std::int64_t>(sites().size(), r.wide_rank), Whitening::exact);
+  Start start{chain ? wide.linears : quantized().linears, chain ? wide.targets : std::vector<torch::Tensor>{}, {}};
+  std::vector<CompensatorShape> everywhere;
+  std::vector<CompensatorSite> where;
+  for (const auto& site : sites()) {
+    everywhere.push_back({site.members, r.wide_rank, r.gate_rows, 0});
+    where.push_back({site.members, r.wide_rank, r.gate_rows});
+  }
+  drop_reference_model();
+  TorchModel model = model_of(start.linears);
+  TrainableModel trainable(model, start.linears, {}, starts_of(sites(), everywhere, wide), Tune::none, r.seed);
+  TrainOptions how = r.train;
+  how.steps = r.wide_steps;
+  how.evaluations = 1;
+  timed("train wide", [&] { return train(model, trainable, samples(), states(), how).best_kl; });
+  const auto& set = samples();
+  const std::int64_t rows = std::min<std::int64_t>(8, set.train_sequences());
+  const auto learned = principal_factors(model, where, model.token_tensor({set.rows(0, rows), rows, set.length}));
+  std::vector<double> shares;
+  for (std::size_t i = 0; i < where.size(); ++i) {
+    shares.push_back(energy(learned.singular_values[i]) / std::max(1e-30, energy(wide.singular_values[i])));
+  }
+  out.shapes = choose_shapes(learned, out.placement, shares);
+  out.whitening = "trained";
+  start.compensators = starts_of(sites(), out.shapes, learned);
+  return start;
+}
+
 Stages::Start Stages::closed_form(Calibrated& out) {
   if (options_.recipe.budget <= 0) return {quantized().linears, quantized().targets, {}};
+  if (options_.recipe.placement == Placement::trained) return trained_wide(out);
   if (backbone_ || quantize_options(options_.recipe).quantizer != Quantizer::gptq) return behind_given_linears(out);
   out.shapes = choose_shapes(quantized(), out.placement);
   out.whitening = "exact";

@@ -12,6 +12,7 @@
 #include "base/progress.h"
 #include "base/resources.h"
 #include "eval/comparison.h"
+#include "eval/tasks.h"
 #include "io/checkpoint.h"
 #include "io/compensator_file.h"
 #include "io/model_reader.h"
@@ -95,6 +96,23 @@ class Evaluator {
   FinalStates reference_;
   std::vector<Row> rows_;
 };
+
+/// "tasks" and "tasks_mean" of the manifest: accuracies of the recovered model beside the reference's on the same questions.
+nlohmann::json measure_tasks(Stages& stages, const RecoverOptions& options, const ModelWeights& recovered) {
+  const auto encode = [&](std::string_view text) { return stages.tokenizer().encode(text); };
+  const auto answers = [&](const ModelWeights& weights) {
+    TorchModel model(weights, stages.device(), torch::kFloat32);
+    std::vector<TaskResult> out;
+    for (const auto& path : options.tasks) out.push_back(run_task(model, encode, read_task(path), {.progress = true}));
+    return out;
+  };
+  const auto of_reference = answers(stages.reference());
+  const auto of_recovered = answers(with_stored_embeddings(recovered));
+  return {{"tasks", tasks_json(of_recovered, of_reference)},
+          {"tasks_mean", {{"accuracy", to_json(mean_accuracy(of_recovered))},
+                          {"difference", to_json(mean_accuracy_difference(of_recovered, of_reference))},
+                          {"reference", mean_accuracy(of_reference).value}}}};
+}
 
 nlohmann::json results_json(const Evaluator& evaluator, const Tokenizer& tokenizer) {
   nlohmann::json rows = nlohmann::json::array(), gap = nlohmann::json::object(), paired = nlohmann::json::array();
@@ -244,6 +262,9 @@ nlohmann::json recover(const RecoverOptions& given) {
     evaluator.model("recovered", "recovered", calibrated.weights, base_bytes + added);
     return results_json(evaluator, stages.tokenizer());
   });
+  if (!options.tasks.empty()) {
+    manifest["results"].update(stages.timed("tasks", [&] { return measure_tasks(stages, options, calibrated.weights); }));
+  }
   manifest["tokens"] = manifest["results"]["token_changes"];
   manifest["results"].erase("token_changes");
   manifest["stages"] = stage_times(stages);

@@ -18,6 +18,7 @@ struct RecoverOptions {
   std::filesystem::path text;          ///< optional: text to measure on; else held-out samples
   std::filesystem::path calibration;   ///< optional: text that takes the place of half of the sampled sequences
   std::int64_t context = 1024, windows = 20;  ///< of `text`
+  std::vector<std::filesystem::path> tasks;   ///< questions to answer before and after (eval/tasks.h)
   bool force = false, resume = false;
   std::string command;                 ///< as typed, for the manifest
   Recipe recipe;

@@ -13,7 +13,8 @@ namespace spear {
 namespace {
 
 constexpr std::pair<const char*, Placement> kPlacements[] = {
-    {"damage", Placement::damage}, {"fisher", Placement::fisher}, {"uniform", Placement::uniform}, {"random", Placement::random}};
+    {"damage", Placement::damage}, {"fisher", Placement::fisher}, {"uniform", Placement::uniform}, {"random", Placement::random},
+    {"trained", Placement::trained}};
 
 /// Ranks under construction.
 class Allocation {
@@ -97,7 +98,7 @@ Placement parse_placement(std::string_view text) {
   for (const auto& [label, placement] : kPlacements) {
     if (text == label) return placement;
   }
-  throw usage_error(fmt::format("unknown placement '{}'", text), "--placement", "use damage, fisher, uniform or random");
+  throw usage_error(fmt::format("unknown placement '{}'", text), "--placement", "use damage, fisher, uniform, random or trained");
 }
 
 const char* name(Placement placement) {
@@ -129,7 +130,8 @@ std::vector<CompensatorShape> place(const std::vector<PlacementSite>& sites, con
   Allocation ranks(sites, options);
   switch (options.placement) {
     case Placement::damage:
-    case Placement::fisher: place_by_damage(sites, ranks); break;
+    case Placement::fisher:
+    case Placement::trained: place_by_damage(sites, ranks); break;
     case Placement::uniform: place_uniformly(ranks); break;
     case Placement::random: place_at_random(ranks, options.seed); break;
   }
@@ -138,6 +140,27 @@ std::vector<CompensatorShape> place(const std::vector<PlacementSite>& sites, con
     if (ranks.rank(i) > 0) shapes.push_back({sites[i].members, ranks.rank(i), options.gate_rows, options.gate_hidden});
   }
   return shapes;
+}
+
+std::vector<CompensatorShape> place_within_file(const std::vector<PlacementSite>& sites, PlacementOptions& options, std::int64_t file_bytes) {
+  // Upper bounds, per module and per tensor: B and its scale (and a gate) per module, A and its scale per site.
+  constexpr std::int64_t kFixedBytes = 256, kModuleBytes = 114, kTensorBytes = 114;
+  const auto header = [&](const std::vector<CompensatorShape>& shapes) {
+    std::int64_t bytes = kFixedBytes;
+    for (const auto& shape : shapes) {
+      const auto modules = static_cast<std::int64_t>(shape.members.size());
+      bytes += modules * (kModuleBytes + (options.gate_hidden > 0 ? 6 : 2) * kTensorBytes) + 2 * kTensorBytes;
+    }
+    return std::min(bytes, file_bytes / 4);
+  };
+  // A larger share for factors may reach more modules and so a longer header: the largest share that still fits.
+  std::int64_t fits = 0, limit = file_bytes;
+  while (limit - fits > 64) {
+    options.budget_bytes = (fits + limit + 1) / 2;
+    (options.budget_bytes + header(place(sites, options)) <= file_bytes ? fits : limit) = options.budget_bytes;
+  }
+  options.budget_bytes = fits;
+  return place(sites, options);
 }
 
 nlohmann::json placement_json(const std::vector<CompensatorShape>& shapes, const PlacementOptions& options, int modules, bool share_a) {

@@ -15,6 +15,7 @@ enum class Placement {
   fisher,   ///< the same with the Fisher estimate of the damage
   uniform,  ///< the same rank everywhere, as high as the budget allows, the rest one rank by module order
   random,   ///< ranks handed out one by one at random
+  trained,  ///< `fisher` on the spectrum of factors trained at one high rank everywhere, then cut and trained again
 };
 Placement parse_placement(std::string_view text);  ///< Throws Error(usage) naming the valid ones.
 const char* name(Placement placement);
@@ -44,6 +45,10 @@ std::vector<PlacementSite> placement_sites(const ModelConfig& config, bool share
 
 /// One shape per site with rank > 0. The bytes never exceed the budget.
 std::vector<CompensatorShape> place(const std::vector<PlacementSite>& sites, const PlacementOptions& options);
+
+/// The same, with what the file's header takes inside `file_bytes`: sets options.budget_bytes to what is left for factors,
+/// scales and gates. A header never takes more than a quarter: it would eat a toy's budget whole.
+std::vector<CompensatorShape> place_within_file(const std::vector<PlacementSite>& sites, PlacementOptions& options, std::int64_t file_bytes);
 
 /// The manifest's "placement": policy, ranks by ModuleId, shared A.
 nlohmann::json placement_json(const std::vector<CompensatorShape>& shapes, const PlacementOptions& options, int modules, bool share_a);

@@ -23,23 +23,23 @@ Recipe preset_recipe(std::string_view preset) {
   if (preset == "quick") {
     recipe.samples = {.sequences = 56, .length = 1024, .batch = 56, .seed = 0};
     recipe.held_out_sequences = 8;
-    recipe.quantizer_sequences = 128;
-    recipe.quantizer_length = 256;
+    recipe.quantizer_sequences = 256;
+    recipe.quantizer_length = 128;
     recipe.diagnose = {.sequences = 4, .length = 256};
     recipe.train.steps = 48;
     recipe.train.evaluations = 1;
   } else if (preset == "standard") {
     recipe.samples = {.sequences = 220, .length = 1024, .batch = 80, .seed = 0};
     recipe.held_out_sequences = 20;
-    recipe.quantizer_sequences = 640;
-    recipe.quantizer_length = 256;
+    recipe.quantizer_sequences = 1280;
+    recipe.quantizer_length = 128;
     recipe.diagnose = {.sequences = 8, .length = 256, .restore_one = true, .delta_kl = true};
     recipe.train.steps = 380;
   } else if (preset == "thorough") {
     recipe.samples = {.sequences = 800, .length = 1024, .batch = 100, .seed = 0};
     recipe.held_out_sequences = 40;
-    recipe.quantizer_sequences = 1600;
-    recipe.quantizer_length = 256;
+    recipe.quantizer_sequences = 3200;
+    recipe.quantizer_length = 128;
     recipe.diagnose = {.sequences = 16, .length = 256, .restore_one = true, .delta_kl = true, .kl_tokens = 4096};
     recipe.train.steps = 1240;
   } else {
@@ -110,6 +110,8 @@ nlohmann::json to_json(const Recipe& recipe) {
           {"quantizer_length", recipe.quantizer_length},
           {"placement", name(recipe.placement)},
           {"share_a", recipe.share_a},
+          {"wide_rank", recipe.wide_rank},
+          {"wide_steps", recipe.wide_steps},
           {"alpha", recipe.alpha},
           {"rho", recipe.rho},
           {"gate_hidden", recipe.gate_hidden},

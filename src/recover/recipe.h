@@ -23,13 +23,14 @@ struct Recipe {
 
   SampleOptions samples;
   std::int64_t held_out_sequences = 16;
-  std::int64_t quantizer_sequences = 64, quantizer_length = 256;  ///< what GPTQ and the closed form look at
+  std::int64_t quantizer_sequences = 128, quantizer_length = 128;  ///< what GPTQ and the closed form look at
   DiagnoseOptions diagnose;
   Placement placement = Placement::uniform;
   bool share_a = true;
   std::int64_t gate_hidden = 0, gate_rows = 0;  ///< gates are off: they gained nothing (docs/algorithm.md)
   double alpha = 0.6, rho = 0.6;                ///< of the chain (model_quantizer.h)
   std::int64_t max_rank = 16;
+  std::int64_t wide_rank = 8, wide_steps = 50;  ///< of Placement::trained: trained everywhere before it is cut
   double code_margin = 0.4;  ///< latents start at most this far from their code, towards the target; 0.5: the cell's edge
   TrainOptions train;
 };

@@ -16,7 +16,7 @@
 namespace spear {
 namespace {
 
-constexpr int kStageVersion = 3;  ///< raised when a stage's result changes for the same inputs
+constexpr int kStageVersion = 4;  ///< raised when a stage's result changes for the same inputs
 
 Tensor int_tensor(Shape shape, const std::vector<std::int32_t>& values) {
   Tensor tensor(DType::i32, std::move(shape));
@@ -180,7 +180,10 @@ CalibrationSet Stages::sample(const std::string& stage, const SampleOptions& wan
       const auto rows = static_cast<std::int64_t>(tokens.size()) / want.length;
       workspace_.save(stage, key, {{"tokens", int_tensor({rows, want.length}, {tokens.begin(), tokens.end()})}});
     };
-    set.tokens = timed(stage, [&] { return sample_sequences(reference_model(), openings, want, std::move(set.tokens), keep); });
+    set.tokens = timed(stage, [&] {
+      const PackedInference packed(reference_model());
+      return sample_sequences(reference_model(), openings, want, std::move(set.tokens), keep);
+    });
   }
   if (!options_.calibration.empty()) {
     const auto text = tokenizer_.encode(read_text_file(options_.calibration));

@@ -74,7 +74,9 @@ class Stages {
   std::vector<PlacementSite> sites() const;
   /// A quantizer run over the model with compensators of these ranks (by site), kept in the workspace.
   ModelQuantization run_quantizer(const std::string& stage, const std::vector<std::int64_t>& ranks, Whitening whitening);
-  std::vector<CompensatorShape> choose_shapes(const ModelQuantization& measured, nlohmann::json& placement);
+  /// Ranks under the budget. `shares`, if not empty, by site: how much of its damage `measured` is about.
+  std::vector<CompensatorShape> choose_shapes(const ModelQuantization& measured, nlohmann::json& placement,
+                                              const std::vector<double>& shares = {});
   /// Linears and starting compensators that training begins with.
   struct Start {
     std::vector<QuantizedLinear> linears;
@@ -83,6 +85,8 @@ class Stages {
   };
   Start closed_form(Calibrated& out);
   Start behind_given_linears(Calibrated& out);
+  /// Train wide, truncate: one high rank everywhere, trained for a while, cut to the budget by what it learned.
+  Start trained_wide(Calibrated& out);
   std::vector<torch::Tensor> latents(const Start& start) const;
   TorchModel model_of(const std::vector<QuantizedLinear>& linears) const;
   TrainResult run_training(TorchModel& model, TrainableModel& trainable, const nlohmann::json& key);

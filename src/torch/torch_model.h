@@ -13,6 +13,7 @@
 #include "model/forward_model.h"
 #include "model/transformer.h"
 #include "model/weights.h"
+#include "torch/packed_matmul.h"
 
 namespace spear {
 
@@ -38,6 +39,7 @@ struct TorchLinear {
   torch::Tensor weight;      ///< [out, in], in the model's compute type
   torch::Tensor row_factor;  ///< [out] float32 that multiplies the rows of weight, if defined: row scales in training
   std::optional<TorchCompensator> compensator;
+  std::shared_ptr<PackedWeight> packed;  ///< of `weight`, while a PackedInference lives
 };
 
 /// All tensors of a model on one device.
@@ -47,6 +49,7 @@ struct TorchWeights {
   torch::Tensor head;          ///< [vocab, hidden] float32; the same storage when tied
   std::vector<torch::Tensor> gains;  ///< by NormId, float32
   std::vector<TorchLinear> linears;  ///< by ModuleId
+  std::shared_ptr<PackedWeight> packed_head;  ///< as TorchLinear::packed
 };
 
 class TorchModel;
@@ -126,6 +129,20 @@ class TorchModel : public ForwardModel {
   torch::Device device_;
   torch::ScalarType compute_;
   std::pair<torch::Tensor, torch::Tensor> rotary_;  ///< cos, sin: [positions, head_dim / 2] float32
+};
+
+/// While it lives, linears and head of a bfloat16 model on the CPU use weights laid out once and for all: what many calls
+/// with few rows need. The head is then rounded to bfloat16; slots must not change meanwhile, and there are no gradients.
+/// Has no effect where has_bf16_kernels() is false, or on another device or type.
+class PackedInference {
+ public:
+  explicit PackedInference(TorchModel& model);
+  ~PackedInference();
+  PackedInference(const PackedInference&) = delete;
+  PackedInference& operator=(const PackedInference&) = delete;
+
+ private:
+  TorchModel& model_;
 };
 
 }  // namespace spear

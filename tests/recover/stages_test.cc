@@ -170,7 +170,7 @@ TEST(PlacementTest, SpendsTheBudgetAndNeverMore) {
   for (const bool share_a : {true, false}) {
     const auto sites = random_sites(share_a);
     ASSERT_EQ(sites.size(), share_a ? 8U : 14U);
-    for (const auto placement : {Placement::damage, Placement::fisher, Placement::uniform, Placement::random}) {
+    for (const auto placement : {Placement::damage, Placement::fisher, Placement::uniform, Placement::random, Placement::trained}) {
       for (const std::int64_t gate_hidden : {0, 3}) {
         for (const std::int64_t budget : {0, 50, 400, 1500, 4000}) {
           const PlacementOptions options{placement, budget, 16, gate_hidden, gate_hidden > 0 ? 2 : 0, 1};
@@ -185,6 +185,21 @@ TEST(PlacementTest, SpendsTheBudgetAndNeverMore) {
           for (const auto& shape : shapes) EXPECT_LE(shape.rank, 16);
         }
       }
+    }
+  }
+}
+
+TEST(PlacementTest, TheFilesHeaderIsInsideTheBudgetAndSpaceIsUsed) {
+  const auto sites = random_sites(true);
+  for (const std::int64_t gate_hidden : {0, 3}) {
+    for (const std::int64_t budget : {3000, 8000, 20000}) {
+      PlacementOptions options{Placement::fisher, 0, 16, gate_hidden, 0, 1};
+      const auto shapes = place_within_file(sites, options, budget);
+      ASSERT_FALSE(shapes.empty());
+      const std::int64_t used = placed_bytes(sites, shapes);
+      EXPECT_LE(used, options.budget_bytes);
+      EXPECT_LT(options.budget_bytes, budget);
+      EXPECT_GE(options.budget_bytes, 3 * budget / 4 - 64);  // a header never takes more than a quarter
     }
   }
 }

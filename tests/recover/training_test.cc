@@ -8,6 +8,7 @@
 #include "model/weights.h"
 #include "ops/comparison.h"
 #include "ops/cpu_model.h"
+#include "recover/principal_factors.h"
 #include "recover/train.h"
 #include "torch/tensors.h"
 #include "torch/torch_tensors.h"
@@ -318,6 +319,42 @@ TEST(TrainTest, RefusesPiecesLongerThanTheSamples) {
   auto longer = options();
   longer.sequence_length = 33;
   EXPECT_THROW(train(run.model, *run.trainable, samples(), teacher_states(), longer), Error);
+}
+
+TEST(PrincipalFactorsTest, TheSameProductWithRanksInFallingOrderOfTheOutputTheyMake) {
+  torch::NoGradGuard no_grad;
+  Trained t({});
+  t.trainable->install(false, false);
+  std::vector<CompensatorSite> sites;
+  for (const auto& start : t.starts) sites.push_back({start.shape.members, start.shape.rank, 0});
+  const auto tokens = torch::randint(0, kVocabulary, {3, 12}, torch::kInt64);
+  // Inputs of the first member of every site, by hand.
+  std::map<int, torch::Tensor> inputs;
+  t.model.on_linear = [&](ModuleId id, const torch::Tensor& x, torch::Tensor&) { inputs[id.index] = x.to(torch::kFloat64); };
+  t.model.hidden(tokens);
+  t.model.on_linear = nullptr;
+  const auto found = principal_factors(t.model, sites, tokens);
+  for (std::size_t i = 0; i < sites.size(); ++i) {
+    const auto& x = inputs.at(sites[i].members.front().index);
+    std::vector<torch::Tensor> before, after;
+    for (std::size_t m = 0; m < sites[i].members.size(); ++m) {
+      const auto& c = *t.model.linear(sites[i].members[m]).compensator;
+      before.push_back(torch::matmul(c.b, c.a).to(torch::kFloat64));
+      after.push_back(found.factors[i].b[m].to(torch::kFloat64));
+    }
+    const auto a = found.factors[i].a.to(torch::kFloat64), b = torch::cat(after, 0);
+    EXPECT_LT(distance(torch::matmul(b, a), torch::cat(before, 0)), 1e-3);
+    // Each rank's output energy is its singular value squared, and no rank overlaps another.
+    const auto z = torch::matmul(x, a.t());
+    for (std::int64_t r = 0; r < a.size(0); ++r) {
+      const double energy = z.select(1, r).square().mean().item<double>() * b.select(1, r).square().sum().item<double>();
+      const double s = found.singular_values[i][static_cast<std::size_t>(r)];
+      EXPECT_NEAR(energy / (s * s), 1, 0.02) << i << " " << r;
+      if (r > 0) {
+        EXPECT_LE(s, found.singular_values[i][static_cast<std::size_t>(r - 1)]);
+      }
+    }
+  }
 }
 
 }  // namespace
