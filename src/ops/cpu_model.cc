@@ -1,6 +1,9 @@
 #include "ops/cpu_model.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <array>
 
 #include "base/error.h"
 #include "model/transformer.h"
@@ -8,21 +11,46 @@
 
 namespace spear {
 
+namespace {
+
+template <class Value, std::size_t N>
+Value parse_name(std::string_view text, const std::array<const char*, N>& names, const char* option) {
+  for (std::size_t i = 0; i < N; ++i) {
+    if (text == names[i]) return static_cast<Value>(i);
+  }
+  throw usage_error(fmt::format("unknown value '{}'", text), option, fmt::format("use {}", fmt::join(names, ", ")));
+}
+
+}  // namespace
+
+Activations parse_activations(std::string_view text) {
+  return parse_name<Activations, 3>(text, {"a32", "a16", "a8"}, "--activations");
+}
+HeadType parse_head_type(std::string_view text) {
+  return parse_name<HeadType, 3>(text, {"int8", "bf16", "w4"}, "--head-dtype");
+}
+
 struct CpuModel::State {
   State(ModelWeights source, const CpuModelOptions& options)
       : weights(std::move(source)),
-        prepared(weights),
         kernels(default_kernels()),
         pool(options.threads),
+        prepared(weights, options, pool),
         ops(prepared, kernels, pool) {
-    ops.set_compensators(options.compensators);
+    prepared.release(weights);
+    set_compensators(options.compensators);
+  }
+  void set_compensators(bool on) {
+    compensators = on;
+    ops.set_compensators(on);
   }
 
   ModelWeights weights;
-  CpuWeights prepared;  // views of `weights`
   const Kernels& kernels;
   ThreadPool pool;
+  CpuWeights prepared;  // views of `weights`
   CpuOps ops;
+  bool compensators = true;
 };
 
 CpuModel::CpuModel(ModelWeights weights, const CpuModelOptions& options)
@@ -33,10 +61,11 @@ CpuModel& CpuModel::operator=(CpuModel&&) noexcept = default;
 
 const ModelConfig& CpuModel::config() const { return state_->weights.config; }
 const ModelWeights& CpuModel::weights() const { return state_->weights; }
-void CpuModel::set_compensators(bool on) { state_->ops.set_compensators(on); }
+void CpuModel::set_compensators(bool on) { state_->set_compensators(on); }
 void CpuModel::set_observer(ActivationObserver observer) { state_->ops.set_observer(std::move(observer)); }
 std::string_view CpuModel::isa() const { return state_->kernels.isa; }
 int CpuModel::threads() const { return state_->pool.size(); }
+std::int64_t CpuModel::bytes_per_token() const { return state_->prepared.bytes_per_token(state_->compensators); }
 
 std::unique_ptr<KvCache> CpuModel::make_cache(std::int64_t batch, std::int64_t capacity) {
   return std::make_unique<CpuKvCache>(config(), config().num_hidden_layers, batch, capacity);

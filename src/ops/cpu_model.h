@@ -1,5 +1,4 @@
-// The online plane's model: the one transformer over CPU kernels. Activations are float32 (the quality oracle);
-// 4-bit weights are dequantized tile by tile as they are used.
+// The online plane's model: the one transformer over CPU kernels.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +13,24 @@
 
 namespace spear {
 
+/// What linears take as input; norms, attention and residuals are float32 always.
+enum class Activations {
+  f32,  ///< float32: the oracle. Weights are dequantized tile by tile as they are used
+  a16,  ///< 16-bit integers with a power-of-two scale per 64 columns (bf16 for dense bf16 weights): within 5e-5 of f32
+  a8,   ///< 8-bit integers with a scale per 64 columns; dense weights of any type are rounded to bf16
+};
+/// How embedding and head are held, unless activations are f32. int8 and w4 have an f16 scale per 32 columns.
+enum class HeadType { int8, bf16, w4 };
+
+/// "a32", "a16", "a8"; "int8", "bf16", "w4". Both throw Error(usage) naming the valid ones.
+Activations parse_activations(std::string_view text);
+HeadType parse_head_type(std::string_view text);
+
 struct CpuModelOptions {
   int threads = 0;           ///< 0: every usable core
   bool compensators = true;  ///< false: the bare backbone
+  Activations activations = Activations::f32;
+  HeadType head_type = HeadType::int8;
 };
 
 /// Sees a named intermediate of the forward pass: (name, layer, values [tokens, features]). Names are those of
@@ -27,7 +41,8 @@ using ActivationObserver = std::function<void(std::string_view, std::int64_t, st
 /// Calls must not overlap: one instance serves one caller at a time.
 class CpuModel final : public ForwardModel {
  public:
-  /// Takes the weights over. Throws Error(bad_input) when a tensor's bytes disagree with the config.
+  /// Takes the weights over; packed codes are kept in kernel order only (W4Matrix::packed of weights() is empty then,
+  /// its shape stays). Throws Error(bad_input) when a tensor's bytes disagree with the config.
   explicit CpuModel(ModelWeights weights, const CpuModelOptions& options = {});
   ~CpuModel() override;
   CpuModel(CpuModel&&) noexcept;
@@ -44,6 +59,8 @@ class CpuModel final : public ForwardModel {
   void set_observer(ActivationObserver observer);  ///< an empty one listens to nothing
   std::string_view isa() const;                    ///< "generic", "avx2", "avx512"
   int threads() const;
+  /// Bytes of weights that a decode step of one token reads, logits included, the KV cache not.
+  std::int64_t bytes_per_token() const;
 
  private:
   struct State;
