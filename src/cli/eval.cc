@@ -102,9 +102,13 @@ int run(const CommonOptions& common, const ModelOptions& model_options, const Op
     throw usage_error("nothing to evaluate on", "eval", "give --text FILE, --tasks FILE, or both");
   }
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
-  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common);
+  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common, model_options);
   std::optional<CpuModel> reference;
-  if (!options.reference.empty()) reference.emplace(load_model(options.reference, true, common));
+  if (!options.reference.empty()) {
+    ModelOptions oracle;
+    oracle.activations = "a32";
+    reference.emplace(load_model(options.reference, true, common, oracle));
+  }
 
   const Session session{common, options, tokenizer, model, reference ? &*reference : nullptr};
   const auto result = evaluate_text(session);

@@ -56,7 +56,7 @@ int run(const CommonOptions& common, const ModelOptions& model_options, Options 
   options.generate.sampling.validate();
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
   const auto prompt = prompt_tokens(tokenizer, options);
-  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common);
+  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common, model_options);
   for (const std::int32_t id : tokenizer.named().end) options.generate.eos_token_ids.push_back(id);
 
   const auto print = [](std::string_view text) {

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <array>
+#include <optional>
 
 #include "base/error.h"
 #include "model/transformer.h"
@@ -34,9 +35,9 @@ struct CpuModel::State {
   State(ModelWeights source, const CpuModelOptions& options)
       : weights(std::move(source)),
         kernels(default_kernels()),
-        pool(options.threads),
-        prepared(weights, options, pool),
-        ops(prepared, kernels, pool) {
+        pool(std::in_place, options.threads),
+        prepared(weights, options, *pool),
+        ops(prepared, kernels, *pool) {
     prepared.release(weights);
     set_compensators(options.compensators);
   }
@@ -47,8 +48,8 @@ struct CpuModel::State {
 
   ModelWeights weights;
   const Kernels& kernels;
-  ThreadPool pool;
-  CpuWeights prepared;  // views of `weights`
+  std::optional<ThreadPool> pool;  // replaced in place: `ops` refers to it
+  CpuWeights prepared;             // views of `weights`
   CpuOps ops;
   bool compensators = true;
 };
@@ -64,7 +65,9 @@ const ModelWeights& CpuModel::weights() const { return state_->weights; }
 void CpuModel::set_compensators(bool on) { state_->set_compensators(on); }
 void CpuModel::set_observer(ActivationObserver observer) { state_->ops.set_observer(std::move(observer)); }
 std::string_view CpuModel::isa() const { return state_->kernels.isa; }
-int CpuModel::threads() const { return state_->pool.size(); }
+int CpuModel::threads() const { return state_->pool->size(); }
+void CpuModel::set_threads(int threads) { state_->pool.emplace(threads); }
+Activations CpuModel::activations() const { return state_->prepared.activations; }
 std::int64_t CpuModel::bytes_per_token() const { return state_->prepared.bytes_per_token(state_->compensators); }
 
 std::unique_ptr<KvCache> CpuModel::make_cache(std::int64_t batch, std::int64_t capacity) {

@@ -59,8 +59,10 @@ class CpuModel final : public ForwardModel {
   void set_observer(ActivationObserver observer);  ///< an empty one listens to nothing
   std::string_view isa() const;                    ///< "generic", "avx2", "avx512"
   int threads() const;
+  void set_threads(int threads);  ///< from the next call on; 0: every usable core
   /// Bytes of weights that a decode step of one token reads, logits included, the KV cache not.
   std::int64_t bytes_per_token() const;
+  Activations activations() const;
 
  private:
   struct State;
