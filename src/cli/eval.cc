@@ -135,6 +135,7 @@ int run(const CommonOptions& common, const ModelOptions& model_options, const Op
 void add_eval(CommandLine& line) {
   auto common = std::make_shared<CommonOptions>();
   auto model = std::make_shared<ModelOptions>();
+  model->activations = "a32";  // what a faster type costs is measured against this one
   auto options = std::make_shared<Options>();
   CLI::App& command = line.add("eval", "Measure perplexity, divergence from a reference, and accuracy on tasks",
                                {"spear eval --model recovered --reference parent --text wiki.test.raw --windows 20",

@@ -203,6 +203,7 @@ TEST_P(PackedTest, IntegerWeightsGiveTheSameBitsOnEveryInstructionSet) {
 TEST_P(PackedTest, ARowIsTheSameBitsAloneAndInAnyBatch) {
   constexpr std::int64_t kRows = 50, kCols = 200, kTokens = 65;
   const auto x = random_floats(kTokens * kCols, 4);
+  ThreadPool alone_pool(1);
   const auto a =
       PackedMatrix::from_int8(random_input(7, kCols, 1)->values, 7, kCols, random_input(7, kCols, 1)->scales);
   for (const PackedMatrix& matrix : matrices(kRows, kCols, pool_)) {
