@@ -11,6 +11,7 @@ namespace spear {
 namespace {
 
 constexpr std::int64_t kHalf = kActivationBlock / 2;
+constexpr std::int64_t kPrefetchBytes = 4096;
 
 inline std::uint32_t bits_of(float f) {
   std::uint32_t bits;
@@ -110,6 +111,7 @@ struct Tile {
   std::int64_t token;
   float* y;
   std::int64_t ldy;
+  std::int64_t ahead;  ///< bytes from what is read to what is fetched for later
 
   const std::uint8_t* steps() const {
     return weight.data + panel / weight.group_panels * weight.group_bytes() + panel % weight.group_panels * 64;
@@ -156,8 +158,8 @@ inline void finish(const Tile& tile, Floats (&sums)[kT][kP]) {
 
 /// acc += codes · x over 32 columns.
 template <int kBits, int kPlanes, int kT, int kP>
-inline void dot_half(const std::uint8_t* steps, std::int64_t stride, const std::int8_t* x, std::int64_t ldx,
-                     Ints (&acc)[kT][kPlanes][kP]) {
+inline void dot_half(const std::uint8_t* steps, std::int64_t stride, std::int64_t ahead, const std::int8_t* x,
+                     std::int64_t ldx, Ints (&acc)[kT][kPlanes][kP]) {
   constexpr int kColumns = kBits == 4 ? 8 : 4;
 #pragma GCC unroll 8
   for (int step = 0; step < kHalf / kColumns; ++step) {
@@ -170,7 +172,8 @@ inline void dot_half(const std::uint8_t* steps, std::int64_t stride, const std::
         codes[p] = low_nibbles(codes[p]);
       }
     }
-    if constexpr (kT == 1) __builtin_prefetch(steps + step * stride + 2048);
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) __builtin_prefetch(steps + step * stride + p * 64 + ahead);
 #pragma GCC unroll 16
     for (int t = 0; t < kT; ++t) {
 #pragma GCC unroll 2
@@ -226,10 +229,10 @@ void integer_tile(const Tile& tile) {
                 : multiply(negative, load_zeros(w.zeros + ((tile.panel + p) * w.groups + group) * kPanelRows));
       }
     }
-    dot_half<kBits, kPlanes, kT, kP>(steps, stride, codes, x.depth, acc);
+    dot_half<kBits, kPlanes, kT, kP>(steps, stride, tile.ahead, codes, x.depth, acc);
     steps += half_bytes;
     if constexpr (kBlock == kActivationBlock) {
-      dot_half<kBits, kPlanes, kT, kP>(steps, stride, codes + kHalf, x.depth, acc);
+      dot_half<kBits, kPlanes, kT, kP>(steps, stride, tile.ahead, codes + kHalf, x.depth, acc);
       steps += half_bytes;
     }
     codes += kBlock;
@@ -268,7 +271,8 @@ void bf16_tile(const Tile& tile) {
     Bytes pair[kP];
 #pragma GCC unroll 2
     for (int p = 0; p < kP; ++p) pair[p] = load_bytes(steps + p * 64);
-    if constexpr (kT == 1) __builtin_prefetch(steps + 2048);
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) __builtin_prefetch(steps + p * 64 + tile.ahead);
 #pragma GCC unroll 16
     for (int t = 0; t < kT; ++t) {
       const Pair value = load_pair(x + t * ldx + col);
@@ -312,7 +316,9 @@ void multiply_groups(const PackedView& w, std::int64_t begin, std::int64_t end, 
   for (std::int64_t group = begin; group < end; ++group) {
     for (std::int64_t i = 0; i < tiles; ++i) {  // tiles of nearly equal height: small ones cost as much as large ones
       const std::int64_t token = first + count * i / tiles, tokens = first + count * (i + 1) / tiles - token;
-      Tile tile{w, x, low_rank, group * w.group_panels, token, y, ldy};
+      // One tile reads memory as it computes. Of several, the last one fetches the next group for the first.
+      const std::int64_t ahead = tiles == 1 ? kPrefetchBytes : i + 1 == tiles ? w.group_bytes() : 0;
+      Tile tile{w, x, low_rank, group * w.group_panels, token, y, ldy, ahead};
       if constexpr (kPanelsAtOnce == 2) {
         if (w.group_panels == 2) {
           run_tile_of<kPlanes, kT, 2>(tokens, tile);
