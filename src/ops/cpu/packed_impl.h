@@ -7,6 +7,9 @@
 #include "ops/cpu/packed_kernels.h"
 #include "ops/cpu/packed_simd.h"
 
+/// Accumulators stay in registers only if the loops around them are one function.
+#define SPEAR_INLINE inline __attribute__((always_inline))
+
 namespace spear {
 namespace {
 
@@ -120,7 +123,7 @@ struct Tile {
 
 /// sums -> y: row scales, the compensator's part, the rows that exist.
 template <int kT, int kP>
-inline void finish(const Tile& tile, Floats (&sums)[kT][kP]) {
+SPEAR_INLINE void finish(const Tile& tile, Floats (&sums)[kT][kP]) {
   const PackedView& w = tile.weight;
 #pragma GCC unroll 2
   for (int p = 0; p < kP; ++p) {
@@ -158,7 +161,7 @@ inline void finish(const Tile& tile, Floats (&sums)[kT][kP]) {
 
 /// acc += codes · x over 32 columns.
 template <int kBits, int kPlanes, int kT, int kP>
-inline void dot_half(const std::uint8_t* steps, std::int64_t stride, std::int64_t ahead, const std::int8_t* x,
+SPEAR_INLINE void dot_half(const std::uint8_t* steps, std::int64_t stride, std::int64_t ahead, const std::int8_t* x,
                      std::int64_t ldx, Ints (&acc)[kT][kPlanes][kP]) {
   constexpr int kColumns = kBits == 4 ? 8 : 4;
 #pragma GCC unroll 8
