@@ -64,6 +64,8 @@ class PackedTest : public ::testing::TestWithParam<const Kernels*> {
  protected:
   const PackedKernels& kernels_ = packed_kernels(*GetParam());
   ThreadPool pool_{2};
+  WeightArena arena_;
+  PackContext context_{pool_, arena_};
 
   std::vector<float> run(const PackedView& weight, Activations activations, std::span<const float> x, std::int64_t m) {
     std::vector<float> y(static_cast<std::size_t>(m * weight.rows), kPoison);
@@ -90,19 +92,19 @@ class PackedTest : public ::testing::TestWithParam<const Kernels*> {
   }
 };
 
-std::vector<PackedMatrix> matrices(std::int64_t rows, std::int64_t cols, ThreadPool& pool) {
+std::vector<PackedMatrix> matrices(std::int64_t rows, std::int64_t cols, const PackContext& context) {
   std::vector<PackedMatrix> out;
   for (const char* scheme : kSchemes) {
-    out.push_back(PackedMatrix::from_w4(random_w4(rows, cols, parse_scheme(scheme), 7), scheme, pool));
+    out.push_back(PackedMatrix::from_w4(random_w4(rows, cols, parse_scheme(scheme), 7), scheme, context));
   }
   const Tensor dense = Tensor::from_floats({rows, cols}, random_floats(rows * cols, 8));
   for (const HeadType type : {HeadType::int8, HeadType::bf16, HeadType::w4}) {
-    out.push_back(PackedMatrix::head(dense, type, "head", pool));
+    out.push_back(PackedMatrix::head(dense, type, "head", context));
   }
   std::vector<std::int8_t> codes;
   std::vector<std::uint16_t> scales;
   quantize_rows_int8(random_floats(rows * cols, 9), rows, cols, codes, scales);
-  out.push_back(PackedMatrix::from_int8(codes, rows, cols, scales));
+  out.push_back(PackedMatrix::from_int8(codes, rows, cols, scales, context));
   return out;
 }
 
@@ -110,16 +112,17 @@ TEST_P(PackedTest, UnpackedRowsAreTheWeights) {
   for (const auto& [rows, cols] : {std::pair{1, 1}, {17, 37}, {33, 200}}) {
     for (const char* scheme : kSchemes) {
       const W4Matrix source = random_w4(rows, cols, parse_scheme(scheme), 7);
-      EXPECT_EQ(values_of(PackedMatrix::from_w4(source, scheme, pool_).view()).values, ref::dequantize(source).values);
+      EXPECT_EQ(values_of(PackedMatrix::from_w4(source, scheme, context_).view()).values,
+                ref::dequantize(source).values);
     }
     const Tensor dense = Tensor::from_floats({rows, cols}, random_floats(rows * cols, 8)).to(DType::bf16);
-    EXPECT_EQ(values_of(PackedMatrix::to_bf16(dense, "", pool_).view()).values, ref::dequantize(dense).values);
+    EXPECT_EQ(values_of(PackedMatrix::to_bf16(dense, "", context_).view()).values, ref::dequantize(dense).values);
   }
 }
 
 TEST_P(PackedTest, MatchesTheReferenceForEveryFormatAndSize) {
   for (const auto& [rows, cols] : {std::pair{1, 1}, {3, 7}, {16, 64}, {17, 65}, {33, 37}, {47, 129}, {64, 192}}) {
-    for (const PackedMatrix& matrix : matrices(rows, cols, pool_)) {
+    for (const PackedMatrix& matrix : matrices(rows, cols, context_)) {
       const RefMatrix values = values_of(matrix.view());
       for (const std::int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 25, 31, 32, 33, 64, 65}) {
         const auto x = random_floats(m * cols, 100 + static_cast<std::uint64_t>(m));
@@ -167,7 +170,7 @@ TEST_P(PackedTest, QuantizedActivationsAreAsCloseAsTheirTypeAllows) {
 
 TEST_P(PackedTest, OneHotInputsReturnTheDequantizedColumnsExactly) {
   constexpr std::int64_t kRows = 35, kCols = 70;
-  for (const PackedMatrix& matrix : matrices(kRows, kCols, pool_)) {
+  for (const PackedMatrix& matrix : matrices(kRows, kCols, context_)) {
     const RefMatrix values = values_of(matrix.view());
     for (const std::int64_t m : {std::int64_t{1}, kCols}) {
       for (std::int64_t first = 0; first < kCols; first += m) {
@@ -187,7 +190,7 @@ TEST_P(PackedTest, OneHotInputsReturnTheDequantizedColumnsExactly) {
 TEST_P(PackedTest, IntegerWeightsGiveTheSameBitsOnEveryInstructionSet) {
   constexpr std::int64_t kRows = 37, kCols = 330, kTokens = 9;
   const auto x = random_floats(kTokens * kCols, 4);
-  for (const PackedMatrix& matrix : matrices(kRows, kCols, pool_)) {
+  for (const PackedMatrix& matrix : matrices(kRows, kCols, context_)) {
     if (matrix.view().kind == PackedKind::bf16) continue;
     for (const auto activations : {Activations::a8, Activations::a16}) {
       const auto y = run(matrix.view(), activations, x, kTokens);
@@ -205,8 +208,8 @@ TEST_P(PackedTest, ARowIsTheSameBitsAloneAndInAnyBatch) {
   const auto x = random_floats(kTokens * kCols, 4);
   ThreadPool alone_pool(1);
   const auto a =
-      PackedMatrix::from_int8(random_input(7, kCols, 1)->values, 7, kCols, random_input(7, kCols, 1)->scales);
-  for (const PackedMatrix& matrix : matrices(kRows, kCols, pool_)) {
+      PackedMatrix::from_int8(random_input(7, kCols, 1)->values, 7, kCols, random_input(7, kCols, 1)->scales, context_);
+  for (const PackedMatrix& matrix : matrices(kRows, kCols, context_)) {
     const PackedCompensator compensator(random_compensator(5, 2, 4, kRows, random_input(7, kCols, 1), 2), matrix.view(),
                                         "test");
     const PackedView* inputs[] = {&a.view()};
@@ -229,13 +232,14 @@ TEST_P(PackedTest, ARowIsTheSameBitsAloneAndInAnyBatch) {
 TEST_P(PackedTest, CompensatorsOfEveryRankAndBothFusions) {
   constexpr std::int64_t kCols = 150;
   const W4Matrix first = random_w4(40, kCols, {}, 1), second = random_w4(33, kCols, {}, 2);
-  const PackedMatrix packed[] = {PackedMatrix::from_w4(first, "", pool_), PackedMatrix::from_w4(second, "", pool_)};
+  const PackedMatrix packed[] = {PackedMatrix::from_w4(first, "", context_),
+                                 PackedMatrix::from_w4(second, "", context_)};
   for (const std::int64_t rank : {1, 3, 16, 17, 64}) {
     for (const std::int64_t hidden : {0, 1, 8, 17}) {
       const auto a = random_input(rank + 3, kCols, 5);
       const Compensator sources[] = {random_compensator(rank, 3, hidden, 40, a, 6),
                                      random_compensator(rank, 3, hidden, 33, a, 7)};
-      const auto packed_a = PackedMatrix::from_int8(a->values, a->rows, kCols, a->scales);
+      const auto packed_a = PackedMatrix::from_int8(a->values, a->rows, kCols, a->scales, context_);
       const PackedView* inputs[] = {&packed_a.view()};
       const PackedCompensator compensators[] = {{sources[0], packed[0].view(), ""}, {sources[1], packed[1].view(), ""}};
       for (const std::int64_t m : {1, 5, 19}) {
@@ -265,7 +269,7 @@ TEST_P(PackedTest, CompensatorsOfEveryRankAndBothFusions) {
 
 TEST_P(PackedTest, WritesOnlyWhatBelongsToIt) {
   constexpr std::int64_t kRows = 37, kCols = 41, kPad = 5, kTokens = 8;
-  for (const PackedMatrix& matrix : matrices(kRows, kCols, pool_)) {
+  for (const PackedMatrix& matrix : matrices(kRows, kCols, context_)) {
     ActivationBuffers x(kTokens, kCols, 2, true);
     const auto values = random_floats(kTokens * kCols, 3);
     for (std::int64_t i = 0; i < kTokens; ++i) kernels_.quantize(values.data() + i * kCols, kCols, i, x.view);
@@ -282,7 +286,7 @@ TEST_P(PackedTest, WritesOnlyWhatBelongsToIt) {
 
 TEST_P(PackedTest, NanAndInfinityShow) {
   constexpr std::int64_t kCols = 130;
-  const auto matrix = PackedMatrix::from_w4(random_w4(20, kCols, {}, 1), "", pool_);
+  const auto matrix = PackedMatrix::from_w4(random_w4(20, kCols, {}, 1), "", context_);
   for (const float bad : {kPoison, std::numeric_limits<float>::infinity()}) {
     for (const auto activations : {Activations::a8, Activations::a16}) {
       auto x = random_floats(kCols, 2);
@@ -296,6 +300,7 @@ TEST_P(PackedTest, NanAndInfinityShow) {
 
 TEST(PackedMatrixTest, AMatrixShippedInQ80KeepsItsValues) {
   ThreadPool pool(1);
+  WeightArena arena;
   std::vector<float> values = random_floats(40 * 96, 3);
   for (std::size_t block = 0; block < values.size(); block += 32) {
     float largest = 0;
@@ -303,18 +308,20 @@ TEST(PackedMatrixTest, AMatrixShippedInQ80KeepsItsValues) {
     const float scale = f16_to_f32(f32_to_f16(largest / 127.0F));
     for (std::size_t i = block; i < block + 32; ++i) values[i] = std::nearbyint(values[i] / scale) * scale;
   }
-  const auto packed = PackedMatrix::head(Tensor::from_floats({40, 96}, values), HeadType::int8, "head", pool);
+  const auto packed =
+      PackedMatrix::head(Tensor::from_floats({40, 96}, values), HeadType::int8, "head", PackContext{pool, arena});
   const auto kept = values_of(packed.view()).values;
   for (std::size_t i = 0; i < values.size(); ++i) ASSERT_EQ(kept[i], values[i]);
 }
 
 TEST(PackedMatrixTest, RefusesSizesThatDoNotFit) {
   ThreadPool pool(1);
+  WeightArena arena;
   W4Matrix matrix = random_w4(4, 20, {}, 1);
   matrix.packed.pop_back();
-  EXPECT_THROW(PackedMatrix::from_w4(matrix, "broken", pool), Error);
-  EXPECT_THROW(PackedMatrix::to_bf16(Tensor(DType::i32, {2, 2}), "integers", pool), Error);
-  EXPECT_THROW(PackedMatrix::head(Tensor(DType::f32, {4}), HeadType::int8, "vector", pool), Error);
+  EXPECT_THROW(PackedMatrix::from_w4(matrix, "broken", PackContext{pool, arena}), Error);
+  EXPECT_THROW(PackedMatrix::to_bf16(Tensor(DType::i32, {2, 2}), "integers", PackContext{pool, arena}), Error);
+  EXPECT_THROW(PackedMatrix::head(Tensor(DType::f32, {4}), HeadType::int8, "vector", PackContext{pool, arena}), Error);
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, PackedTest, ::testing::ValuesIn(available_kernels().begin(), available_kernels().end()),

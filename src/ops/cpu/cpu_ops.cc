@@ -34,12 +34,14 @@ bool packs(const LinearWeight& weight, Activations activations) {
 CpuWeights::CpuWeights(const ModelWeights& weights, const CpuModelOptions& options, ThreadPool& pool)
     : config(weights.config), activations(options.activations), tied(weights.lm_head.empty()) {
   config.validate("model config");
+  WeightArena arena;
+  const PackContext context{pool, arena};
   if (activations == Activations::f32) {
     embedding.weight.emplace(weights.embed_tokens, "embed_tokens");
     if (!tied) head.weight.emplace(weights.lm_head, "lm_head");
   } else {
-    embedding.packed = PackedMatrix::head(weights.embed_tokens, options.head_type, "embed_tokens", pool);
-    if (!tied) head.packed = PackedMatrix::head(weights.lm_head, options.head_type, "lm_head", pool);
+    embedding.packed = PackedMatrix::head(weights.embed_tokens, options.head_type, "embed_tokens", context);
+    if (!tied) head.packed = PackedMatrix::head(weights.lm_head, options.head_type, "lm_head", context);
   }
   require_shape(embedding, config.vocab_size, config.hidden_size, "embed_tokens");
   require_shape(head_linear(), config.vocab_size, config.hidden_size, "lm_head");
@@ -53,24 +55,25 @@ CpuWeights::CpuWeights(const ModelWeights& weights, const CpuModelOptions& optio
   norms.push_back(gain_of(weights.norm, config.hidden_size, "norm"));
   linears.reserve(static_cast<std::size_t>(module_count(config)));
   for (int index = 0; index < module_count(config); ++index) {
-    add_module(weights.linear({index}), {index}, options, pool);
+    add_module(weights.linear({index}), {index}, context);
   }
 }
 
-void CpuWeights::add_module(const LinearModule& module, ModuleId id, const CpuModelOptions& options, ThreadPool& pool) {
+void CpuWeights::add_module(const LinearModule& module, ModuleId id, const PackContext& context) {
   Linear& linear = linears.emplace_back();
-  if (!packs(module.weight, options.activations)) {
+  if (!packs(module.weight, activations)) {
     linear.weight.emplace(module.weight, id.name());
   } else if (const auto* w4 = std::get_if<W4Matrix>(&module.weight)) {
-    linear.packed = PackedMatrix::from_w4(*w4, id.name(), pool);
+    linear.packed = PackedMatrix::from_w4(*w4, id.name(), context);
   } else {
-    linear.packed = PackedMatrix::to_bf16(std::get<Tensor>(module.weight), id.name(), pool);
+    linear.packed = PackedMatrix::to_bf16(std::get<Tensor>(module.weight), id.name(), context);
   }
   require_shape(linear, out_features(config, id.kind()), in_features(config, id.kind()), id.name());
-  if (module.compensator) add_compensator(*module.compensator, id, linear);
+  if (module.compensator) add_compensator(*module.compensator, id, linear, context);
 }
 
-void CpuWeights::add_compensator(const Compensator& compensator, ModuleId id, Linear& linear) {
+void CpuWeights::add_compensator(const Compensator& compensator, ModuleId id, Linear& linear,
+                                 const PackContext& context) {
   compensator.validate();
   if (compensator.out_features != linear.rows() || compensator.in_features() != linear.cols()) {
     throw bad_input("compensator does not fit the module", id.name());
@@ -82,7 +85,7 @@ void CpuWeights::add_compensator(const Compensator& compensator, ModuleId id, Li
     return;
   }
   PackedMatrix& packed = packed_inputs_[&a];
-  if (packed.empty()) packed = PackedMatrix::from_int8(a.values, a.rows, a.cols, a.scales);
+  if (packed.empty()) packed = PackedMatrix::from_int8(a.values, a.rows, a.cols, a.scales, context);
   linear.packed_a = &packed;
   linear.packed_compensator.emplace(compensator, linear.packed.view(), id.name());
 }

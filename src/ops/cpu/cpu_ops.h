@@ -56,8 +56,8 @@ struct CpuWeights {
   const Linear& head_linear() const { return tied ? embedding : head; }
 
  private:
-  void add_module(const LinearModule& module, ModuleId id, const CpuModelOptions& options, ThreadPool& pool);
-  void add_compensator(const Compensator& compensator, ModuleId id, Linear& linear);
+  void add_module(const LinearModule& module, ModuleId id, const PackContext& context);
+  void add_compensator(const Compensator& compensator, ModuleId id, Linear& linear, const PackContext& context);
 
   std::map<const CompensatorInput*, PackedMatrix> packed_inputs_;
 };

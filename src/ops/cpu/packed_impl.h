@@ -162,7 +162,7 @@ SPEAR_INLINE void finish(const Tile& tile, Floats (&sums)[kT][kP]) {
 /// acc += codes · x over 32 columns.
 template <int kBits, int kPlanes, int kT, int kP>
 SPEAR_INLINE void dot_half(const std::uint8_t* steps, std::int64_t stride, std::int64_t ahead, const std::int8_t* x,
-                     std::int64_t ldx, Ints (&acc)[kT][kPlanes][kP]) {
+                           std::int64_t ldx, Ints (&acc)[kT][kPlanes][kP]) {
   constexpr int kColumns = kBits == 4 ? 8 : 4;
 #pragma GCC unroll 8
   for (int step = 0; step < kHalf / kColumns; ++step) {

@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "base/error.h"
 #include "tensor/dtype.h"
@@ -74,9 +72,8 @@ std::vector<float> padded(const std::vector<float>& in, std::int64_t rows, std::
 
 }  // namespace
 
-void PackedMatrix::Free::operator()(std::uint8_t* p) const { std::free(p); }
-
-PackedMatrix::PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols, std::int64_t group_size, bool zeros) {
+PackedMatrix::PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols, std::int64_t group_size, bool zeros,
+                           WeightArena& arena) {
   view_.kind = kind;
   view_.rows = rows;
   view_.cols = cols;
@@ -84,23 +81,18 @@ PackedMatrix::PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols
   view_.group_panels = rows > kPanelRows ? 2 : 1;
   view_.group_size = group_size;
   view_.groups = group_size == 0 ? 1 : (view_.depth + group_size - 1) / group_size;
-  const auto padded = static_cast<std::size_t>(view_.panel_groups() * view_.group_rows());
-  const auto groups = static_cast<std::size_t>(view_.groups);
-  if (kind != PackedKind::bf16 && group_size == 0) row_scales_.resize(padded);
-  if (group_size != 0) group_scales_.resize(padded * groups);
-  if (zeros) zeros_.resize(padded * groups);
-  const auto size = static_cast<std::size_t>(view_.panel_groups() * view_.group_bytes());
-  data_.reset(static_cast<std::uint8_t*>(std::aligned_alloc(64, std::max<std::size_t>(size, 64))));
-  if (data_ == nullptr) throw std::bad_alloc();
-  view_.data = data_.get();
-  view_.row_scales = row_scales_.empty() ? nullptr : row_scales_.data();
-  view_.group_scales = group_scales_.empty() ? nullptr : group_scales_.data();
-  view_.zeros = zeros_.empty() ? nullptr : zeros_.data();
-}
-
-std::int64_t PackedMatrix::bytes() const {
-  return view_.panel_groups() * view_.group_bytes() +
-         static_cast<std::int64_t>(row_scales_.size() * 4 + group_scales_.size() * 2 + zeros_.size());
+  const std::int64_t padded = view_.panel_groups() * view_.group_rows(), parts = padded * view_.groups;
+  const std::int64_t codes = view_.panel_groups() * view_.group_bytes();
+  const std::int64_t scales = kind == PackedKind::bf16 ? 0 : group_size == 0 ? 4 * padded : 2 * parts;
+  bytes_ = codes + scales + (zeros ? parts : 0);
+  memory_ = arena.allocate(static_cast<std::size_t>(bytes_));
+  view_.data = memory_.get();
+  if (scales > 0 && group_size == 0) {
+    view_.row_scales = row_scales_ = reinterpret_cast<float*>(memory_.get() + codes);
+  } else if (scales > 0) {
+    view_.group_scales = group_scales_ = reinterpret_cast<std::uint16_t*>(memory_.get() + codes);
+  }
+  if (zeros) view_.zeros = zeros_ = memory_.get() + codes + scales;
 }
 
 std::size_t PackedMatrix::scale_index(std::int64_t row, std::int64_t group) const {
@@ -114,7 +106,7 @@ void PackedMatrix::fill(ThreadPool& pool, Write write) {
   const int padding = view_.kind == PackedKind::w4 ? 0x88 : view_.kind == PackedKind::w8 ? 0x80 : 0;
   pool.parallel_for(view_.panel_groups(), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t group = begin; group < end; ++group) {
-      std::uint8_t* const data = data_.get() + group * view_.group_bytes();
+      std::uint8_t* const data = memory_.get() + group * view_.group_bytes();
       std::memset(data, padding, static_cast<std::size_t>(view_.group_bytes()));
       const std::int64_t first = group * view_.group_rows(), last = std::min(first + view_.group_rows(), view_.rows);
       for (std::int64_t row = first; row < last; ++row) {
@@ -124,15 +116,15 @@ void PackedMatrix::fill(ThreadPool& pool, Write write) {
   });
 }
 
-PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, ThreadPool& pool) {
+PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, const PackContext& context) {
   const auto groups = static_cast<std::size_t>(m.rows * m.groups());
   if (m.packed.size() != static_cast<std::size_t>(m.rows * m.words_per_row()) || m.scales.size() != groups ||
       m.zeros.size() != (m.scheme.symmetric ? 0 : groups) || m.scheme.group_size % kRoundedGroup != 0) {
     throw bad_input(fmt::format("packed sizes do not fit [{}, {}] {}", m.rows, m.cols, to_string(m.scheme)), where,
                     "the checkpoint is damaged; write it again");
   }
-  PackedMatrix out(PackedKind::w4, m.rows, m.cols, m.scheme.group_size, !m.scheme.symmetric);
-  out.fill(pool, [&](std::int64_t row, std::uint8_t* lane) {
+  PackedMatrix out(PackedKind::w4, m.rows, m.cols, m.scheme.group_size, !m.scheme.symmetric, context.arena);
+  out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     const std::uint32_t* const words = m.packed.data() + row * m.words_per_row();
     for (std::int64_t i = 0; i < m.words_per_row(); ++i, lane += out.lane_stride()) {
       const std::uint32_t step = spread_nibbles(words[i]) | spread_nibbles(words[i] >> 16) << 4;
@@ -141,7 +133,7 @@ PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, 
     for (std::int64_t group = 0; group < m.groups(); ++group) {
       const std::size_t at = out.scale_index(row, group);
       if (m.scheme.group_size == 0) {
-        out.row_scales_[static_cast<std::size_t>(row)] = m.scale(row, 0);
+        out.row_scales_[row] = m.scale(row, 0);
       } else {
         out.group_scales_[at] = m.scales[static_cast<std::size_t>(row * m.groups() + group)];
       }
@@ -152,24 +144,24 @@ PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, 
 }
 
 PackedMatrix PackedMatrix::from_int8(std::span<const std::int8_t> values, std::int64_t rows, std::int64_t cols,
-                                     std::span<const std::uint16_t> row_scales) {
-  PackedMatrix out(PackedKind::w8, rows, cols, 0, false);
-  ThreadPool alone(1);
-  out.fill(alone, [&](std::int64_t row, std::uint8_t* lane) {
+                                     std::span<const std::uint16_t> row_scales, const PackContext& context) {
+  PackedMatrix out(PackedKind::w8, rows, cols, 0, false, context.arena);
+  out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     for (std::int64_t col = 0; col < cols; ++col) {
       lane[col / 4 * out.lane_stride() + col % 4] = static_cast<std::uint8_t>(values[row * cols + col] + 128);
     }
-    out.row_scales_[static_cast<std::size_t>(row)] = f16_to_f32(row_scales[static_cast<std::size_t>(row)]);
+    out.row_scales_[row] = f16_to_f32(row_scales[static_cast<std::size_t>(row)]);
   });
   return out;
 }
 
-PackedMatrix PackedMatrix::round_to(PackedKind kind, const Tensor& tensor, const std::string& where, ThreadPool& pool) {
+PackedMatrix PackedMatrix::round_to(PackedKind kind, const Tensor& tensor, const std::string& where,
+                                    const PackContext& context) {
   require_matrix(tensor, where);
   const std::int64_t cols = tensor.dim(1);
-  PackedMatrix out(kind, tensor.dim(0), cols, kRoundedGroup, false);
+  PackedMatrix out(kind, tensor.dim(0), cols, kRoundedGroup, false, context.arena);
   const int top = kind == PackedKind::w8 ? 127 : 7, zero = kind == PackedKind::w8 ? 128 : 8;
-  out.fill(pool, [&](std::int64_t row, std::uint8_t* lane) {
+  out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     thread_local std::vector<float> values;
     values.assign(static_cast<std::size_t>(out.view_.depth), 0.0F);
     read_floats(tensor, row, values.data());
@@ -196,10 +188,10 @@ PackedMatrix PackedMatrix::round_to(PackedKind kind, const Tensor& tensor, const
   return out;
 }
 
-PackedMatrix PackedMatrix::to_bf16(const Tensor& tensor, const std::string& where, ThreadPool& pool) {
+PackedMatrix PackedMatrix::to_bf16(const Tensor& tensor, const std::string& where, const PackContext& context) {
   require_matrix(tensor, where);
-  PackedMatrix out(PackedKind::bf16, tensor.dim(0), tensor.dim(1), 0, false);
-  out.fill(pool, [&](std::int64_t row, std::uint8_t* lane) {
+  PackedMatrix out(PackedKind::bf16, tensor.dim(0), tensor.dim(1), 0, false, context.arena);
+  out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     thread_local std::vector<float> values;
     values.resize(static_cast<std::size_t>(tensor.dim(1)));
     read_floats(tensor, row, values.data());
@@ -211,13 +203,14 @@ PackedMatrix PackedMatrix::to_bf16(const Tensor& tensor, const std::string& wher
   return out;
 }
 
-PackedMatrix PackedMatrix::to_int8(const Tensor& tensor, const std::string& where, ThreadPool& pool) {
-  return round_to(PackedKind::w8, tensor, where, pool);
+PackedMatrix PackedMatrix::to_int8(const Tensor& tensor, const std::string& where, const PackContext& context) {
+  return round_to(PackedKind::w8, tensor, where, context);
 }
 
-PackedMatrix PackedMatrix::head(const Tensor& tensor, HeadType type, const std::string& where, ThreadPool& pool) {
-  if (type == HeadType::bf16) return to_bf16(tensor, where, pool);
-  return round_to(type == HeadType::int8 ? PackedKind::w8 : PackedKind::w4, tensor, where, pool);
+PackedMatrix PackedMatrix::head(const Tensor& tensor, HeadType type, const std::string& where,
+                                const PackContext& context) {
+  if (type == HeadType::bf16) return to_bf16(tensor, where, context);
+  return round_to(type == HeadType::int8 ? PackedKind::w8 : PackedKind::w4, tensor, where, context);
 }
 
 PackedCompensator::PackedCompensator(const Compensator& source, const PackedView& weight, const std::string& where)

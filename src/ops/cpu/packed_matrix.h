@@ -11,47 +11,54 @@
 #include "compensator/compensator.h"
 #include "model/weights.h"
 #include "ops/cpu/packed_kernels.h"
+#include "ops/cpu/weight_arena.h"
 #include "ops/cpu_model.h"
 
 namespace spear {
 
-/// Owns a PackedView's memory. Movable.
+/// Where weights are packed, and by whom.
+struct PackContext {
+  ThreadPool& pool;
+  WeightArena& arena;
+};
+
+/// Owns a PackedView's memory, or its part of an arena. Movable.
 class PackedMatrix {
  public:
   PackedMatrix() = default;
   /// Codes, scales and zero points as they are. Throws Error(bad_input) naming `where` when sizes disagree.
-  static PackedMatrix from_w4(const W4Matrix& matrix, const std::string& where, ThreadPool& pool);
+  static PackedMatrix from_w4(const W4Matrix& matrix, const std::string& where, const PackContext& context);
   /// int8 values [rows, cols] with a scale per row (f16 bits).
   static PackedMatrix from_int8(std::span<const std::int8_t> values, std::int64_t rows, std::int64_t cols,
-                                std::span<const std::uint16_t> row_scales);
+                                std::span<const std::uint16_t> row_scales, const PackContext& context);
   /// f32, f16 or bf16 rounded to 8 bit with an f16 scale per 32 columns: scale = f16(max|w| / 127), what Q8_0 does, so
   /// that a matrix that was shipped in Q8_0 keeps its values.
-  static PackedMatrix to_int8(const Tensor& tensor, const std::string& where, ThreadPool& pool);
+  static PackedMatrix to_int8(const Tensor& tensor, const std::string& where, const PackContext& context);
   /// Rounded to bf16 (bf16 tensors stay as they are).
-  static PackedMatrix to_bf16(const Tensor& tensor, const std::string& where, ThreadPool& pool);
+  static PackedMatrix to_bf16(const Tensor& tensor, const std::string& where, const PackContext& context);
   /// The same in the type asked for; w4 is rounded to nearest, symmetric, with an f16 scale per 32 columns.
-  static PackedMatrix head(const Tensor& tensor, HeadType type, const std::string& where, ThreadPool& pool);
+  static PackedMatrix head(const Tensor& tensor, HeadType type, const std::string& where, const PackContext& context);
 
   const PackedView& view() const { return view_; }
   bool empty() const { return view_.data == nullptr; }
-  std::int64_t bytes() const;  ///< of codes, scales and zero points: what one product reads
+  std::int64_t bytes() const { return bytes_; }  ///< of codes, scales and zero points: what one product reads
 
  private:
-  PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols, std::int64_t group_size, bool zeros);
-  static PackedMatrix round_to(PackedKind kind, const Tensor& tensor, const std::string& where, ThreadPool& pool);
+  PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols, std::int64_t group_size, bool zeros,
+               WeightArena& arena);
+  static PackedMatrix round_to(PackedKind kind, const Tensor& tensor, const std::string& where,
+                               const PackContext& context);
   template <class Write>
   void fill(ThreadPool& pool, Write write);
   std::int64_t lane_stride() const { return 64 * view_.group_panels; }
   std::size_t scale_index(std::int64_t row, std::int64_t group) const;
 
-  struct Free {
-    void operator()(std::uint8_t* p) const;
-  };
   PackedView view_;
-  std::unique_ptr<std::uint8_t[], Free> data_;
-  std::vector<float> row_scales_;
-  std::vector<std::uint16_t> group_scales_;
-  std::vector<std::uint8_t> zeros_;
+  std::shared_ptr<std::uint8_t> memory_;  ///< codes, then what the pointers below are into
+  float* row_scales_ = nullptr;
+  std::uint16_t* group_scales_ = nullptr;
+  std::uint8_t* zeros_ = nullptr;
+  std::int64_t bytes_ = 0;
 };
 
 /// B and the gate of one compensator, for outputs that lie as those of its weight do. Movable; views stay valid.
