@@ -168,6 +168,19 @@ TEST_P(PackedTest, QuantizedActivationsAreAsCloseAsTheirTypeAllows) {
   }
 }
 
+TEST_P(PackedTest, EveryLargestValueFitsItsPlanes) {
+  std::vector<float> x(64, 0.25F);
+  for (const int planes : {1, 2}) {
+    for (int i = 0; i < 4096; ++i) {
+      x[5] = (i % 2 == 0 ? 1.0F : -1.0F) * (1.0F + static_cast<float>(i) / 4096);
+      if (i == 4095) x[5] = 32639.7F / 16384;  // rounds to a code that the planes cannot hold, on too fine a scale
+      ActivationBuffers buffers(1, 64, planes, false);
+      kernels_.quantize(x.data(), 64, 0, buffers.view);
+      ASSERT_LE(std::fabs(buffers.value(0, 5) - x[5]), 0.5001F * buffers.scales[0]) << planes << " " << x[5];
+    }
+  }
+}
+
 TEST_P(PackedTest, OneHotInputsReturnTheDequantizedColumnsExactly) {
   constexpr std::int64_t kRows = 35, kCols = 70;
   for (const PackedMatrix& matrix : matrices(kRows, kCols, context_)) {

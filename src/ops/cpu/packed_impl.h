@@ -44,7 +44,7 @@ inline BlockScale block_scale(const float* x, int planes) {
     return top < 0x1p-100F ? BlockScale{0.0F, 0.0F} : BlockScale{top / 127.0F, 127.0F / top};
   }
   std::int32_t exponent = largest >> 23;
-  if ((largest & 0x7fffff) >= 0x7f0000) ++exponent;  // codes stay below 127.5 * 256
+  if ((largest & 0x7fffff) >= 0x7e0000) ++exponent;  // codes stay below 127 * 256: the upper plane is a signed byte
   if (exponent < 30) return {0.0F, 0.0F};
   return {float_of(static_cast<std::uint32_t>(exponent - 14) << 23),
           float_of(static_cast<std::uint32_t>(268 - exponent) << 23)};
