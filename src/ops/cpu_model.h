@@ -17,7 +17,8 @@ namespace spear {
 enum class Activations {
   f32,  ///< float32: the oracle. Weights are dequantized tile by tile as they are used
   a16,  ///< 16-bit integers with a power-of-two scale per 64 columns (bf16 for dense bf16 weights): within 5e-5 of f32
-  a8,   ///< 8-bit integers with a scale per 64 columns; dense weights of any type are rounded to bf16
+  a8,   ///< 8-bit integers with a scale per 64 columns, 16-bit ones where they matter most (q, k, v, head); dense
+        ///< weights of any type are rounded to bf16
 };
 /// How embedding and head are held, unless activations are f32. int8 and w4 have an f16 scale per 32 columns.
 enum class HeadType { int8, bf16, w4 };
