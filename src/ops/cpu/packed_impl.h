@@ -286,6 +286,59 @@ void bf16_tile(const Tile& tile) {
   finish(tile, sums);
 }
 
+/// The 16 lanes in a fixed order, the same on every instruction set.
+inline float sum_lanes(Floats lanes) {
+  float v[16];
+  store(v, lanes);
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  }
+  return v[0];
+}
+
+/// kRows rows of a rows8 matrix against one token. Columns lie along the lanes; 128, the zero point, is subtracted as a
+/// product of its own, which the rows share.
+template <int kPlanes, int kRows>
+void row_tile(const PackedView& w, std::int64_t row, const PackedActivations& x, std::int64_t token, float* y) {
+  const std::int8_t* const codes = x.codes + token * kPlanes * x.depth;
+  const float* const scales = x.scales + token * (x.depth / kActivationBlock);
+  const std::uint8_t* const rows = w.data + row * w.depth;
+  Floats sums[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) sums[r] = zero_floats();
+  for (std::int64_t col = 0; col < x.depth; col += kActivationBlock) {
+    Bytes columns[kPlanes];
+    Ints zero = zero_ints();
+#pragma GCC unroll 2
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      columns[plane] = load_columns(codes + plane * x.depth + col);
+      zero = add(shift_left<8>(zero), dot_columns(repeat_byte(128), columns[plane]));
+    }
+    const Floats scale = broadcast_float(scales[col / kActivationBlock]);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const Bytes weights = load_bytes(rows + r * w.depth + col);
+      Ints dot = dot_columns(weights, columns[0]);
+      if constexpr (kPlanes == 2) dot = add(shift_left<8>(dot), dot_columns(weights, columns[1]));
+      sums[r] = multiply_add(to_floats(subtract(dot, zero)), scale, sums[r]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) y[row + r] = sum_lanes(sums[r]) * w.row_scales[row + r];
+}
+
+template <int kPlanes>
+void multiply_rows8(const PackedView& w, std::int64_t begin, std::int64_t end, const PackedActivations& x,
+                    std::int64_t first, std::int64_t last, float* y, std::int64_t ldy) {
+  for (std::int64_t token = first; token < last; ++token) {
+    float* const out = y + token * ldy;
+    std::int64_t row = begin;
+    for (; row + 4 <= end; row += 4) row_tile<kPlanes, 4>(w, row, x, token, out);
+    if (end - row == 3) row_tile<kPlanes, 3>(w, row, x, token, out);
+    if (end - row == 2) row_tile<kPlanes, 2>(w, row, x, token, out);
+    if (end - row == 1) row_tile<kPlanes, 1>(w, row, x, token, out);
+  }
+}
+
 /// kinds of tile: 0 bf16, 1 one plane, 2 two planes. Bits and block are given by the weight.
 template <int kPlanes, int kT, int kP>
 void run_tile(const Tile& tile) {
@@ -335,6 +388,10 @@ void multiply_groups(const PackedView& w, std::int64_t begin, std::int64_t end, 
 
 void multiply_packed(const PackedView& w, std::int64_t begin, std::int64_t end, const PackedActivations& x,
                      std::int64_t first, std::int64_t last, const LowRankView* low_rank, float* y, std::int64_t ldy) {
+  if (w.kind == PackedKind::rows8) {
+    const auto multiply = x.planes == 1 ? multiply_rows8<1> : multiply_rows8<2>;
+    return multiply(w, begin, end, x, first, last, y, ldy);
+  }
   if (w.kind == PackedKind::bf16) {
     multiply_groups<0>(w, begin, end, x, first, last, low_rank, y, ldy);
   } else if (x.planes == 1) {

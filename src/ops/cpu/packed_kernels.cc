@@ -25,6 +25,12 @@ const PackedKernels& packed_kernels(const Kernels& kernels) {
 }
 
 void unpack_row(const PackedView& w, std::int64_t row, float* out) {
+  if (w.kind == PackedKind::rows8) {
+    for (std::int64_t col = 0; col < w.cols; ++col) {
+      out[col] = w.row_scales[row] * static_cast<float>(w.data[row * w.depth + col] - 128);
+    }
+    return;
+  }
   const std::int64_t panel = row / kPanelRows, lane = row % kPanelRows;
   const std::uint8_t* steps =
       w.data + panel / w.group_panels * w.group_bytes() + panel % w.group_panels * 64 + lane * 4;

@@ -17,7 +17,8 @@ namespace spear {
 inline constexpr std::int64_t kPanelRows = 16;        ///< outputs of one panel: the 32-bit lanes of a zmm register
 inline constexpr std::int64_t kActivationBlock = 64;  ///< columns that share an activation scale; rows are padded to it
 
-enum class PackedKind { w4, w8, bf16 };
+/// rows8 is for matrices of a few rows, A of a compensator: 8-bit rows one after another, not padded to panels.
+enum class PackedKind { w4, w8, bf16, rows8 };
 
 /// Bytes of 16 rows of one column step (64 bytes hold 16 rows x 8 (w4), 4 (w8) or 2 (bf16) columns).
 constexpr std::int64_t columns_per_step(PackedKind kind) {
@@ -37,9 +38,12 @@ struct PackedView {
   const std::uint8_t* zeros = nullptr;          ///< [panels][groups][16]; null: 8 (w4), 128 (w8)
   std::int64_t groups = 1, group_size = 0;      ///< columns per scale: 32, 64, 128, or 0 for whole rows
 
-  std::int64_t panel_groups() const { return (rows + kPanelRows * group_panels - 1) / (kPanelRows * group_panels); }
-  std::int64_t group_rows() const { return kPanelRows * group_panels; }
-  std::int64_t group_bytes() const { return depth / columns_per_step(kind) * 64 * group_panels; }
+  std::int64_t panel_groups() const { return (rows + group_rows() - 1) / group_rows(); }
+  /// The unit of work: a group of panels, or a row of rows8.
+  std::int64_t group_rows() const { return kind == PackedKind::rows8 ? 1 : kPanelRows * group_panels; }
+  std::int64_t group_bytes() const {
+    return kind == PackedKind::rows8 ? depth : depth / columns_per_step(kind) * 64 * group_panels;
+  }
 };
 
 /// Activations in the form that integer or bf16 weights take. value = scale * (256 plane0 + plane1), or

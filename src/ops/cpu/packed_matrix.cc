@@ -13,6 +13,7 @@ namespace spear {
 namespace {
 
 constexpr std::int64_t kRoundedGroup = 32;
+constexpr std::int64_t kFewRows = 12;  // above, a panel's padding costs less than sums along columns
 
 /// Four nibbles of the low 16 bits, one to a byte.
 std::uint32_t spread_nibbles(std::uint32_t x) {
@@ -103,7 +104,7 @@ std::size_t PackedMatrix::scale_index(std::int64_t row, std::int64_t group) cons
 /// (padding) holds codes that count as zero.
 template <class Write>
 void PackedMatrix::fill(ThreadPool& pool, Write write) {
-  const int padding = view_.kind == PackedKind::w4 ? 0x88 : view_.kind == PackedKind::w8 ? 0x80 : 0;
+  const int padding = view_.kind == PackedKind::w4 ? 0x88 : view_.kind == PackedKind::bf16 ? 0 : 0x80;
   pool.parallel_for(view_.panel_groups(), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t group = begin; group < end; ++group) {
       std::uint8_t* const data = memory_.get() + group * view_.group_bytes();
@@ -145,10 +146,12 @@ PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, 
 
 PackedMatrix PackedMatrix::from_int8(std::span<const std::int8_t> values, std::int64_t rows, std::int64_t cols,
                                      std::span<const std::uint16_t> row_scales, const PackContext& context) {
-  PackedMatrix out(PackedKind::w8, rows, cols, 0, false, context.arena);
+  const bool few = rows <= kFewRows;
+  PackedMatrix out(few ? PackedKind::rows8 : PackedKind::w8, rows, cols, 0, false, context.arena);
   out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     for (std::int64_t col = 0; col < cols; ++col) {
-      lane[col / 4 * out.lane_stride() + col % 4] = static_cast<std::uint8_t>(values[row * cols + col] + 128);
+      const auto code = static_cast<std::uint8_t>(values[static_cast<std::size_t>(row * cols + col)] + 128);
+      lane[few ? col : col / 4 * out.lane_stride() + col % 4] = code;
     }
     out.row_scales_[row] = f16_to_f32(row_scales[static_cast<std::size_t>(row)]);
   });

@@ -55,6 +55,12 @@ inline Quad load_quad(const std::int8_t* p) {
 inline Ints dot_nibbles(Ints sum, Bytes codes, Quad x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
 inline Ints dot_bytes(Ints sum, Bytes codes, Quad x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
 
+// 64 columns of one row: lane i sums the columns 4i to 4i + 3.
+inline Bytes load_columns(const std::int8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline Bytes repeat_byte(int code) { return {_mm512_set1_epi8(static_cast<char>(code))}; }
+inline Ints dot_columns(Bytes codes, Bytes x) { return {_mm512_dpbusd_epi32(_mm512_setzero_si512(), codes.v, x.v)}; }
+inline Ints subtract(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+
 inline Floats zero_floats() { return {_mm512_setzero_ps()}; }
 inline Floats broadcast_float(float f) { return {_mm512_set1_ps(f)}; }
 inline Floats to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
@@ -152,6 +158,18 @@ inline Ints dot_bytes(Ints sum, Bytes w, Quad x) {
   return {_mm256_add_epi32(sum.a, dot_pairs(high.a, x.v, sixteen)),
           _mm256_add_epi32(sum.b, dot_pairs(high.b, x.v, sixteen))};
 }
+
+inline Bytes load_columns(const std::int8_t* p) { return load_bytes(reinterpret_cast<const std::uint8_t*>(p)); }
+inline Bytes repeat_byte(int code) {
+  return {_mm256_set1_epi8(static_cast<char>(code)), _mm256_set1_epi8(static_cast<char>(code))};
+}
+inline Ints dot_columns(Bytes w, Bytes x) {
+  const Bytes low = low_nibbles(w), high = high_nibbles(w);
+  const __m256i one = _mm256_set1_epi16(1), sixteen = _mm256_set1_epi16(16);
+  return {_mm256_add_epi32(dot_pairs(low.a, x.a, one), dot_pairs(high.a, x.a, sixteen)),
+          _mm256_add_epi32(dot_pairs(low.b, x.b, one), dot_pairs(high.b, x.b, sixteen))};
+}
+inline Ints subtract(Ints x, Ints y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 
 inline Floats zero_floats() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Floats broadcast_float(float f) { return {_mm256_set1_ps(f), _mm256_set1_ps(f)}; }
@@ -292,6 +310,23 @@ inline Ints dot_bytes(Ints sum, Bytes w, Quad x) {
   return sum;
 }
 inline Ints dot_nibbles(Ints sum, Bytes w, Quad x) { return dot_bytes(sum, w, x); }
+
+inline Bytes load_columns(const std::int8_t* p) { return load_bytes(reinterpret_cast<const std::uint8_t*>(p)); }
+inline Bytes repeat_byte(int code) {
+  Bytes out;
+  std::memset(out.v, code, sizeof out.v);
+  return out;
+}
+inline Ints dot_columns(Bytes w, Bytes x) {
+  return each_row<Ints>([&](int i) {
+    std::int32_t sum = 0;
+    for (int j = 4 * i; j < 4 * i + 4; ++j) sum += w.v[j] * static_cast<std::int8_t>(x.v[j]);
+    return sum;
+  });
+}
+inline Ints subtract(Ints a, Ints b) {
+  return each_row<Ints>([&](int i) { return a.v[i] - b.v[i]; });
+}
 
 inline Floats zero_floats() { return {}; }
 inline Floats broadcast_float(float f) {
