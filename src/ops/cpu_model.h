@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "model/forward_model.h"
+#include "model/paged_model.h"
 #include "model/weights.h"
 
 namespace spear {
@@ -17,6 +18,8 @@ namespace spear {
 struct CpuModelOptions {
   int threads = 0;           ///< 0: every usable core
   bool compensators = true;  ///< false: the bare backbone
+  /// Of hidden_states(), where float32 is the quality oracle; a paged cache has the type it is made with.
+  KvCacheType kv_cache_type = KvCacheType::f32;
 };
 
 /// Sees a named intermediate of the forward pass: (name, layer, values [tokens, features]). Names are those of
@@ -25,7 +28,7 @@ using ActivationObserver = std::function<void(std::string_view, std::int64_t, st
 
 /// Kernels are those of the best instruction set of this machine, or of SPEAR_FORCE_ISA (see ops/cpu/kernels.h).
 /// Calls must not overlap: one instance serves one caller at a time.
-class CpuModel final : public ForwardModel {
+class CpuModel final : public ForwardModel, public PagedModel {
  public:
   /// Takes the weights over. Throws Error(bad_input) when a tensor's bytes disagree with the config.
   explicit CpuModel(ModelWeights weights, const CpuModelOptions& options = {});
@@ -37,6 +40,8 @@ class CpuModel final : public ForwardModel {
   const ModelWeights& weights() const;
   std::unique_ptr<KvCache> make_cache(std::int64_t batch, std::int64_t capacity) override;
   std::vector<float> hidden_states(const TokenBatch& tokens, KvCache* cache) override;
+  std::unique_ptr<PagedKvCache> make_paged_cache(std::int64_t num_blocks, KvCacheType type) override;
+  std::span<const float> step(std::span<const SequenceChunk> chunks, PagedKvCache& cache) override;
   void logits(std::span<const float> hidden, std::span<float> out) override;
 
   /// Compensators on or off from the next forward pass on; a cache must not be carried across the change.

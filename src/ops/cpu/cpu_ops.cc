@@ -55,11 +55,11 @@ CpuWeights::CpuWeights(const ModelWeights& weights)
 }
 
 Stream<CpuOps> CpuOps::embed(const Batch& batch, NormId gain) {
-  const auto rows = static_cast<std::int64_t>(batch.tokens.tokens.size());
+  const auto rows = static_cast<std::int64_t>(batch.tokens.size());
   const std::int64_t hidden = w_.config.hidden_size;
   Stream<CpuOps> stream{{rows, hidden}, {rows, hidden}};
   for (std::int64_t i = 0; i < rows; ++i) {
-    kernels_.read_row(w_.embedding.view(), batch.tokens.tokens[static_cast<std::size_t>(i)], 0, hidden,
+    kernels_.read_row(w_.embedding.view(), batch.tokens[static_cast<std::size_t>(i)], 0, hidden,
                       stream.residual.row(i));
   }
   normalize(stream.residual, gain, stream.normed);
@@ -105,12 +105,8 @@ void CpuOps::add_correction(const PreparedCompensator& compensator, Activation& 
 }
 
 CpuOps::Activation CpuOps::attention(std::int64_t layer, Activation q, Activation k, Activation v, Batch& batch) {
-  const AttentionShape shape{batch.tokens.batch, batch.tokens.length, w_.config.num_attention_heads,
-                             w_.config.num_key_value_heads, w_.config.head_dim};
-  Activation out(q.rows, q.cols);
-  attend(pool_, kernels_, shape, layer, q.data.get(), k.data.get(), v.data.get(), batch.rotary, *batch.cache,
-         out.data.get());
-  return out;
+  attend(pool_, attention_, *batch.plan, layer, q.data.get(), k.data.get(), v.data.get(), *batch.cache);
+  return q;
 }
 
 CpuOps::Activation CpuOps::gated_act(Activation gate, Activation up) {

@@ -1,0 +1,253 @@
+// Text of every instruction set's attention kernels; included once by each attention_<isa>.cc.
+// No function template or inline function of another header is called here: the linker could keep this unit's copy
+// of it, with this unit's instructions, for the whole program.
+//
+// What a row gets never depends on the other rows of its tile: each output has an accumulator of its own that runs
+// over keys or values in order, and what a row does not see adds an exact zero. Attention is therefore bit-equal in
+// any batch and any chunking.
+#pragma once
+
+#include "ops/cpu/attention_formats.h"
+#include "ops/cpu/attention_kernels.h"
+
+namespace spear {
+namespace {
+
+inline std::int64_t at_most(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+inline std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+
+/// c[r * ldc + n] = sum_k left[r * lda + k] right[k][n] for kRows rows and 32 columns n; k runs over `steps` steps of
+/// each block (last_steps of the last one), which start `offset` bytes into it.
+template <class F, int kRows>
+void product_tile(const typename F::Left* left, std::int64_t lda, const std::byte* const* blocks, std::int64_t count,
+                  std::int64_t offset, std::int64_t steps, std::int64_t last_steps, float* c, std::int64_t ldc) {
+  for (int column = 0; column < kBlockTokens; column += 2 * kWidth) {
+    Floats sums[kRows][2] = {};
+    const typename F::Left* a = left;
+    for (std::int64_t j = 0; j < count; ++j) {
+      const auto* b = reinterpret_cast<const typename F::Element*>(blocks[j] + offset) + column;
+      const std::int64_t n = j + 1 < count ? steps : last_steps;
+      for (std::int64_t i = 0; i < n; ++i, b += kBlockTokens, ++a) {
+        const auto right0 = F::load(b), right1 = F::load(b + kWidth);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          const auto value = F::broadcast(a[r * lda]);
+          sums[r][0] = F::multiply_add(value, right0, sums[r][0]);
+          sums[r][1] = F::multiply_add(value, right1, sums[r][1]);
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      store_floats(c + r * ldc + column, sums[r][0]);
+      store_floats(c + r * ldc + column + kWidth, sums[r][1]);
+    }
+  }
+}
+
+/// The first `rows` <= kRows rows, in one tile of just that height.
+template <class F, int kRows, class... Rest>
+void product_rows(std::int64_t rows, const Rest&... rest) {
+  if (rows >= kRows) {
+    product_tile<F, kRows>(rest...);
+  } else if constexpr (kRows > 1) {
+    product_rows<F, kRows - 1>(rows, rest...);
+  }
+}
+
+inline void prefetch_bytes(const std::byte* p, std::int64_t bytes) {
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+std::int64_t visible_tokens(const SegmentTask& t, std::int64_t row) {
+  return at_most(at_least(t.first_visible + row / t.group, 0), t.tokens);
+}
+
+template <class F>
+void score_rows(const SegmentTask& t) {
+  const std::int64_t count = (t.tokens + kBlockTokens - 1) / kBlockTokens;
+  const std::int64_t steps = t.layout->key_steps;
+  const auto* queries = static_cast<const typename F::Left*>(t.queries);
+  const bool streaming = t.rows <= kTileRowsOfQueries;  // few rows: memory is the limit, and wants to be asked early
+  for (std::int64_t block = 0; block < count; ++block) {
+    if (streaming) {
+      if (block + 1 < count) prefetch_bytes(t.blocks[block + 1], t.layout->values);
+      prefetch_bytes(t.blocks[block] + t.layout->values, t.layout->panels * t.layout->panel_bytes);
+    }
+    for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
+      const std::int64_t rows = at_most(kTileRowsOfQueries, t.rows - row);
+      if (visible_tokens(t, row + rows - 1) <= block * kBlockTokens) continue;  // the future of the whole tile
+      product_rows<F, kTileRowsOfQueries>(rows, queries + row * steps, steps, t.blocks + block, std::int64_t{1},
+                                          std::int64_t{0}, steps, steps,
+                                          t.scores + row * kSegmentTokens + block * kBlockTokens, kSegmentTokens);
+    }
+  }
+}
+
+/// Scores of one row -> maximum, sum and weights; the weights of tokens [seen, padded) are zero.
+template <class F>
+void weigh_row(const SegmentTask& t, std::int64_t row, std::int64_t seen, std::int64_t padded) {
+  float* const scores = t.scores + row * kSegmentTokens;
+  auto* const weights = reinterpret_cast<typename F::Weight*>(t.weights + row * kSegmentTokens);
+  const KvBlockLayout& layout = *t.layout;
+  Floats largest = filled(-__builtin_inff());
+  for (std::int64_t n = 0; n < seen; n += kWidth) {
+    Floats s = load_floats(scores + n);
+    if constexpr (F::kScaled) s *= F::scales(t.blocks[n / kBlockTokens] + layout.key_scales, n % kBlockTokens);
+    if (n + kWidth > seen) s = lanes_below(seen - n) ? s : filled(-__builtin_inff());
+    if constexpr (F::kScaled) store_floats(scores + n, s);
+    largest = s > largest ? s : largest;
+  }
+  const float maximum = largest_lane(largest);
+  Floats sums = {};
+  for (std::int64_t n = 0; n < seen; n += kWidth) {
+    Floats p = F::power_of_two(load_floats(scores + n) - maximum);
+    if (n + kWidth > seen) p = lanes_below(seen - n) ? p : Floats{};
+    sums += p;
+    if constexpr (F::kScaled) p *= F::scales(t.blocks[n / kBlockTokens] + layout.value_scales, n % kBlockTokens);
+    if (F::kScaled && n + kWidth > seen) p = lanes_below(seen - n) ? p : Floats{};  // a scale that is not there yet
+    F::store_weights(weights + n, p);
+  }
+  for (std::int64_t n = (seen + kWidth - 1) / kWidth * kWidth; n < padded; n += kWidth) {
+    F::store_weights(weights + n, Floats{});
+  }
+  t.maxima[row] = maximum;
+  t.sums[row] = sum_of_lanes(sums);
+}
+
+template <class F>
+void mix_values(const SegmentTask& t) {
+  const std::int64_t width = t.layout->panels * kBlockTokens;
+  for (std::int64_t panel = 0; panel < t.layout->panels; ++panel) {
+    const std::int64_t offset = t.layout->values + panel * t.layout->panel_bytes;
+    for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
+      const std::int64_t rows = at_most(kTileRowsOfQueries, t.rows - row);
+      const std::int64_t seen = visible_tokens(t, row + rows - 1);
+      const std::int64_t count = (seen + kBlockTokens - 1) / kBlockTokens;
+      const std::int64_t last = seen - (count - 1) * kBlockTokens;  // values behind the last token may be anything
+      const auto* weights = reinterpret_cast<const typename F::Left*>(t.weights + row * kSegmentTokens);
+      product_rows<F, kTileRowsOfQueries>(rows, weights, kSegmentTokens, t.blocks, count, offset, t.layout->value_steps,
+                                          (last + F::kPair - 1) / F::kPair,
+                                          t.mixed + row * width + panel * kBlockTokens, width);
+    }
+  }
+}
+
+template <class F>
+void segment_of(const SegmentTask& t) {
+  score_rows<F>(t);
+  for (std::int64_t j = 0; j < t.next_count; ++j) prefetch_bytes(t.next[j], t.layout->values);
+  for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
+    const std::int64_t end = at_most(row + kTileRowsOfQueries, t.rows);
+    const std::int64_t padded = (visible_tokens(t, end - 1) + 1) / 2 * 2;
+    for (std::int64_t r = row; r < end; ++r) weigh_row<F>(t, r, visible_tokens(t, r), padded);
+  }
+  mix_values<F>(t);
+}
+
+void segment(const SegmentTask& task) {
+  switch (task.layout->type) {
+    case KvCacheType::f32:
+      return segment_of<Float32Format>(task);
+    case KvCacheType::bf16:
+      return segment_of<Bf16Format>(task);
+    case KvCacheType::int8:
+      return segment_of<Int8Format>(task);
+  }
+}
+
+void rotate(const float* head, const float* cos, const float* sin, std::int64_t half, float* out) {
+  for (std::int64_t i = 0; i < half; ++i) {
+    const float a = head[i], b = head[i + half];
+    out[i] = a * cos[i] - b * sin[i];
+    out[i + half] = b * cos[i] + a * sin[i];
+  }
+}
+
+void pack_query(const KvBlockLayout& layout, const float* head, float scale, void* out) {
+  if (layout.type == KvCacheType::f32) {
+    for (std::int64_t i = 0; i < layout.head_dim; ++i) static_cast<float*>(out)[i] = head[i] * scale;
+    return;
+  }
+  auto* const halves = static_cast<std::uint16_t*>(out);
+  for (std::int64_t i = 0; i < layout.head_dim; ++i) halves[i] = to_bf16(head[i] * scale);
+  if (layout.head_dim % 2 != 0) halves[layout.head_dim] = 0;
+}
+
+/// Stores element (token slot, column) of keys and values. A pair of values is read whole, so the last token zeroes
+/// the half that has no token yet.
+template <class Element, class Convert>
+void append_pairs(const KvBlockLayout& layout, std::byte* block, std::int64_t slot, bool last, const float* key,
+                  const float* value, Convert convert_key, Convert convert_value) {
+  auto* const keys = reinterpret_cast<Element*>(block);
+  for (std::int64_t i = 0; i < layout.head_dim; ++i) {
+    keys[(i / 2 * kBlockTokens + slot) * 2 + i % 2] = convert_key(key[i]);
+  }
+  if (layout.head_dim % 2 != 0) keys[(layout.head_dim / 2 * kBlockTokens + slot) * 2 + 1] = 0;
+  for (std::int64_t i = 0; i < layout.head_dim; ++i) {
+    auto* const panel = reinterpret_cast<Element*>(block + layout.values + i / kBlockTokens * layout.panel_bytes);
+    Element* const pair = panel + (slot / 2 * kBlockTokens + i % kBlockTokens) * 2;
+    pair[slot % 2] = convert_value(value[i]);
+    if (last && slot % 2 == 0) pair[1] = 0;
+  }
+}
+
+void append_f32(const KvBlockLayout& layout, std::byte* block, std::int64_t slot, const float* key,
+                const float* value) {
+  auto* const keys = reinterpret_cast<float*>(block);
+  auto* const values = reinterpret_cast<float*>(block + layout.values);
+  for (std::int64_t i = 0; i < layout.head_dim; ++i) {
+    keys[i * kBlockTokens + slot] = key[i];
+    values[(i / kBlockTokens * kBlockTokens + slot) * kBlockTokens + i % kBlockTokens] = value[i];
+  }
+}
+
+float int8_scale(const float* x, std::int64_t n) {
+  float largest = 0;
+  for (std::int64_t i = 0; i < n; ++i) largest = __builtin_fabsf(x[i]) > largest ? __builtin_fabsf(x[i]) : largest;
+  return largest / 127.0F;
+}
+
+struct ToBf16 {
+  std::uint16_t operator()(float f) const { return to_bf16(f); }
+};
+struct ToInt8 {
+  float inverse;
+  std::int8_t operator()(float f) const { return static_cast<std::int8_t>(__builtin_rintf(f * inverse)); }
+};
+
+void append(const KvBlockLayout& layout, std::byte* block, std::int64_t slot, bool last, const float* key,
+            const float* value) {
+  if (layout.type == KvCacheType::f32) return append_f32(layout, block, slot, key, value);
+  if (layout.type == KvCacheType::bf16) {
+    return append_pairs<std::uint16_t>(layout, block, slot, last, key, value, ToBf16{}, ToBf16{});
+  }
+  const float key_scale = int8_scale(key, layout.head_dim), value_scale = int8_scale(value, layout.head_dim);
+  reinterpret_cast<float*>(block + layout.key_scales)[slot] = key_scale;
+  reinterpret_cast<float*>(block + layout.value_scales)[slot] = value_scale;
+  const auto inverse = [](float scale) { return ToInt8{scale > 0 ? 1.0F / scale : 0.0F}; };
+  append_pairs<std::int8_t>(layout, block, slot, last, key, value, inverse(key_scale), inverse(value_scale));
+}
+
+void merge(float maximum, float sum, const float* mixed, std::int64_t width, float* running_maximum, float* running_sum,
+           float* running) {
+  if (sum == 0) return;
+  float keep = 0, take = 1, larger = maximum;
+  if (*running_sum != 0) {
+    larger = *running_maximum > maximum ? *running_maximum : maximum;
+    keep = first_lane(Float32Format::power_of_two(filled(*running_maximum - larger)));
+    take = first_lane(Float32Format::power_of_two(filled(maximum - larger)));
+    for (std::int64_t i = 0; i < width; ++i) running[i] = running[i] * keep + mixed[i] * take;
+  } else {
+    for (std::int64_t i = 0; i < width; ++i) running[i] = mixed[i];
+  }
+  *running_maximum = larger;
+  *running_sum = *running_sum * keep + sum * take;
+}
+
+constexpr AttentionKernels make_attention_kernels(const char* isa) {
+  return {isa, rotate, append, pack_query, segment, merge};
+}
+
+}  // namespace
+}  // namespace spear
