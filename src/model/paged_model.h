@@ -38,6 +38,9 @@ class PagedModel {
 
   virtual const ModelConfig& config() const = 0;
 
+  virtual std::int64_t block_size() const = 0;                   ///< tokens per block of its caches
+  virtual std::int64_t block_bytes(KvCacheType type) const = 0;  ///< of one block, all layers and heads
+
   /// Throws Error(out_of_resources) when the machine's memory cannot hold it.
   virtual std::unique_ptr<PagedKvCache> make_paged_cache(std::int64_t num_blocks, KvCacheType type) = 0;
 

@@ -83,6 +83,12 @@ std::unique_ptr<KvCache> CpuModel::make_cache(std::int64_t batch, std::int64_t c
   return std::make_unique<CpuKvCache>(config(), config().num_hidden_layers, batch, capacity, state_->kv_cache_type);
 }
 
+std::int64_t CpuModel::block_size() const { return kBlockTokens; }
+
+std::int64_t CpuModel::block_bytes(KvCacheType type) const {
+  return config().num_hidden_layers * config().num_key_value_heads * block_layout(type, config().head_dim).bytes;
+}
+
 std::unique_ptr<PagedKvCache> CpuModel::make_paged_cache(std::int64_t num_blocks, KvCacheType type) {
   return std::make_unique<CpuPagedKvCache>(config(), config().num_hidden_layers, num_blocks, type);
 }

@@ -40,6 +40,8 @@ class CpuModel final : public ForwardModel, public PagedModel {
   const ModelWeights& weights() const;
   std::unique_ptr<KvCache> make_cache(std::int64_t batch, std::int64_t capacity) override;
   std::vector<float> hidden_states(const TokenBatch& tokens, KvCache* cache) override;
+  std::int64_t block_size() const override;
+  std::int64_t block_bytes(KvCacheType type) const override;
   std::unique_ptr<PagedKvCache> make_paged_cache(std::int64_t num_blocks, KvCacheType type) override;
   std::span<const float> step(std::span<const SequenceChunk> chunks, PagedKvCache& cache) override;
   void logits(std::span<const float> hidden, std::span<float> out) override;
