@@ -1,6 +1,7 @@
 #include "cli/model_options.h"
 
 #include <chrono>
+#include <map>
 
 #include "base/log.h"
 #include "base/progress.h"
@@ -18,6 +19,19 @@ void add_model_options(CLI::App& command, const std::shared_ptr<ModelOptions>& o
       ->check(CLI::IsMember({"on", "off"}).description(""))
       ->type_name("on|off")
       ->capture_default_str()
+      ->group("Model");
+}
+
+void add_kv_cache_option(CLI::App& command, KvCacheType* type) {
+  const std::map<std::string, KvCacheType> names = {
+      {"f32", KvCacheType::f32}, {"bf16", KvCacheType::bf16}, {"int8", KvCacheType::int8}};
+  command
+      .add_option_function<std::string>(
+          "--kv-cache-dtype", [=](const std::string& value) { *type = names.at(value); },
+          "Keys and values are kept in bf16, int8 or f32")
+      ->check(CLI::IsMember({"bf16", "int8", "f32"}).description(""))
+      ->type_name("bf16|int8|f32")
+      ->default_str(name(*type))
       ->group("Model");
 }
 

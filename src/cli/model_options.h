@@ -18,6 +18,9 @@ struct ModelOptions {
 /// --model and --compensators.
 void add_model_options(CLI::App& command, const std::shared_ptr<ModelOptions>& options);
 
+/// --kv-cache-dtype.
+void add_kv_cache_option(CLI::App& command, KvCacheType* type);
+
 /// Reads a model for the online plane and says so on stderr.
 CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common);
 

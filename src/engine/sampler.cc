@@ -116,7 +116,7 @@ void Sampler::count(std::int32_t token, bool in_output, std::int64_t vocab_size)
 }
 
 std::int32_t Sampler::draw(std::span<const float> logits, float largest) {
-  const auto scale = static_cast<float>(1.0 / options_.temperature);
+  const auto scale = static_cast<float>(std::min(1.0 / options_.temperature, 1e30));  // 0 * infinity is no weight
   const std::int64_t n = size_of(logits);
   if (options_.top_k > 0 && options_.top_k < n) {
     keep_top_k(logits, options_.top_k);
