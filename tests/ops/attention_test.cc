@@ -41,7 +41,8 @@ TEST_P(AttentionTest, MatchesTheReference) {
                                      {97, 2, 2, 40},
                                      {20, 64, 1, 16},
                                      {40, 5, 5, 128},
-                                     {34, 7, 1, 80}}) {
+                                     {34, 7, 1, 80},
+                                     {290, 2, 1, 256}}) {
     const AttentionInputs in = random_inputs(shape, 10);
     const auto expected = reference(in);
     for (const KvCacheType type : kTypes) {

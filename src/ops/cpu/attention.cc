@@ -10,6 +10,7 @@ namespace {
 constexpr std::int64_t kTileRows = 48;       // query rows per item: their scores of a segment stay in L2
 constexpr std::int64_t kItemsPerThread = 4;  // enough to even out, few enough to draw
 constexpr std::int64_t kInlineCost = 64;     // below this a wake-up costs more than it saves
+constexpr std::int64_t kBlocksAhead = 3;     // of the next segment, to be prefetched
 constexpr double kLog2E = 1.4426950408889634;
 
 template <class T>
@@ -198,20 +199,20 @@ class AttentionRun {
     const SequenceChunk& chunk = p_.chunks_[static_cast<std::size_t>(item.chunk)];
     const std::int64_t start = segment * kSegmentTokens;
     const std::int64_t end = chunk.first_position + item.first_query + item.queries;
-    std::array<const std::byte*, kSegmentBlocks + 2> blocks{};
+    std::array<const std::byte*, kSegmentBlocks + kBlocksAhead> blocks;
     const std::int64_t last = ceil_divide(end, kBlockTokens);  // blocks of the item's context
     const auto address = [&](std::int64_t index) {
       return cache_.block(layer_, chunk.block_table[static_cast<std::size_t>(index)], item.kv_head);
     };
     const std::int64_t first = start / kBlockTokens;
-    const std::int64_t known = std::min(last - first, kSegmentBlocks + 2);
+    const std::int64_t known = std::min(last - first, kSegmentBlocks + kBlocksAhead);
     for (std::int64_t j = 0; j < known; ++j) blocks[static_cast<std::size_t>(j)] = address(first + j);
     task.blocks = blocks.data();
     task.tokens = std::min(end - start, kSegmentTokens);
     task.first_visible = chunk.first_position + item.first_query + 1 - start;
     const bool more = segment + 1 < item.first_segment + item.segments;
     task.next = blocks.data() + kSegmentBlocks;
-    task.next_count = more && item.queries == 1 ? std::max<std::int64_t>(known - kSegmentBlocks, 0) : 0;
+    task.next_count = more ? std::max<std::int64_t>(known - kSegmentBlocks, 0) : 0;
     kernels_.segment(task);
   }
 

@@ -156,7 +156,11 @@ struct Bf16Format : PairFormat {
   using Element = std::uint32_t;
   static constexpr bool kScaled = false;
 #if defined(__AVX512BF16__)
-  static Pairs load(const Element* p) { return load_vector<__m512bh>(p); }
+  static Pairs load(const Element* p) {
+    auto pairs = load_vector<__m512i>(p);
+    asm("" : "+v"(pairs));  // GCC 12 would load it again for every row of the tile
+    return bits_of<__m512bh>(pairs);
+  }
 #else
   static Pairs load(const Element* p) {
     const Ints pairs = load_vector<Ints>(p);

@@ -13,27 +13,47 @@
 namespace spear {
 namespace {
 
+constexpr std::int64_t kPieceSteps = 16;  // of a prefetch
+constexpr std::int64_t kPiecesAhead = 6;
+
 inline std::int64_t at_most(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 inline std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
-/// c[r * ldc + n] = sum_k left[r * lda + k] right[k][n] for kRows rows and 32 columns n; k runs over `steps` steps of
-/// each block (last_steps of the last one), which start `offset` bytes into it.
-template <class F, int kRows>
-void product_tile(const typename F::Left* left, std::int64_t lda, const std::byte* const* blocks, std::int64_t count,
-                  std::int64_t offset, std::int64_t steps, std::int64_t last_steps, float* c, std::int64_t ldc) {
+/// Right-hand sides of a product: `steps` steps of each block (last_steps of the last one), `offset` bytes into it.
+struct RightBlocks {
+  const std::byte* const* blocks;
+  std::int64_t count, offset, steps, last_steps;
+  const std::byte* const* ahead;  ///< what to prefetch during each piece of kPieceSteps steps, or null
+};
+
+/// c[r * ldc + n] = sum_k left[r * lda + k] right[k][n] for kRows rows and 32 columns n.
+template <class F, bool kAhead, int kRows>
+void product_tile(const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
+                  std::int64_t ldc) {
+  constexpr std::int64_t kStepBytes = kBlockTokens * sizeof(typename F::Element);
   for (int column = 0; column < kBlockTokens; column += 2 * kWidth) {
     Floats sums[kRows][2] = {};
     const typename F::Left* a = left;
-    for (std::int64_t j = 0; j < count; ++j) {
-      const auto* b = reinterpret_cast<const typename F::Element*>(blocks[j] + offset) + column;
-      const std::int64_t n = j + 1 < count ? steps : last_steps;
-      for (std::int64_t i = 0; i < n; ++i, b += kBlockTokens, ++a) {
-        const auto right0 = F::load(b), right1 = F::load(b + kWidth);
+    const std::byte* const* ahead = right.ahead;
+    for (std::int64_t j = 0; j < right.count; ++j) {
+      const auto* b = reinterpret_cast<const typename F::Element*>(right.blocks[j] + right.offset) + column;
+      const std::int64_t steps = j + 1 < right.count ? right.steps : right.last_steps;
+      for (std::int64_t begin = 0; begin < steps; begin += kPieceSteps) {
+        const std::int64_t n = at_most(steps - begin, kPieceSteps);
+        const std::byte* next = kAhead ? *ahead++ : nullptr;
+        for (std::int64_t i = 0; i < n; ++i, b += kBlockTokens, ++a) {
+          if constexpr (kAhead) {
+            __builtin_prefetch(next, 0, 2);
+            if constexpr (kStepBytes > 64) __builtin_prefetch(next + 64, 0, 2);
+            next += kStepBytes;
+          }
+          const auto right0 = F::load(b), right1 = F::load(b + kWidth);
 #pragma GCC unroll 16
-        for (int r = 0; r < kRows; ++r) {
-          const auto value = F::broadcast(a[r * lda]);
-          sums[r][0] = F::multiply_add(value, right0, sums[r][0]);
-          sums[r][1] = F::multiply_add(value, right1, sums[r][1]);
+          for (int r = 0; r < kRows; ++r) {
+            const auto value = F::broadcast(a[r * lda]);
+            sums[r][0] = F::multiply_add(value, right0, sums[r][0]);
+            sums[r][1] = F::multiply_add(value, right1, sums[r][1]);
+          }
         }
       }
     }
@@ -46,17 +66,57 @@ void product_tile(const typename F::Left* left, std::int64_t lda, const std::byt
 }
 
 /// The first `rows` <= kRows rows, in one tile of just that height.
-template <class F, int kRows, class... Rest>
-void product_rows(std::int64_t rows, const Rest&... rest) {
+template <class F, bool kAhead, int kRows>
+void product_rows(std::int64_t rows, const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
+                  std::int64_t ldc) {
   if (rows >= kRows) {
-    product_tile<F, kRows>(rest...);
+    product_tile<F, kAhead, kRows>(left, lda, right, c, ldc);
   } else if constexpr (kRows > 1) {
-    product_rows<F, kRows - 1>(rows, rest...);
+    product_rows<F, kAhead, kRows - 1>(rows, left, lda, right, c, ldc);
   }
 }
 
-inline void prefetch_bytes(const std::byte* p, std::int64_t bytes) {
-  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+template <class F>
+void product(std::int64_t rows, const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
+             std::int64_t ldc) {
+  if (right.ahead != nullptr) {
+    product_rows<F, true, kTileRowsOfQueries>(rows, left, lda, right, c, ldc);
+  } else {
+    product_rows<F, false, kTileRowsOfQueries>(rows, left, lda, right, c, ldc);
+  }
+}
+
+/// The pieces of a segment in the order in which they are read; each asks for the one kPiecesAhead later, so that
+/// memory always has about 12 KB on order, but never so much that the core drops requests. The first pieces of the
+/// next segment follow the last ones.
+struct Pieces {
+  static constexpr std::int64_t kMost = 192;  // 12 KB per block and head; heads beyond go without
+  const std::byte* at[kMost];
+  std::int64_t count = 0;
+
+  void add(const std::byte* data, std::int64_t steps, std::int64_t step_bytes) {
+    for (std::int64_t i = 0; i < steps; i += kPieceSteps, ++count) {
+      if (count < kMost) at[count] = data + i * step_bytes;
+    }
+  }
+  const std::byte* const* ahead() const { return count <= kMost ? at + kPiecesAhead : nullptr; }
+};
+
+std::int64_t block_count(const SegmentTask& t) { return (t.tokens + kBlockTokens - 1) / kBlockTokens; }
+
+template <class F>
+void list_pieces(const SegmentTask& t, Pieces& pieces) {
+  constexpr std::int64_t kStepBytes = kBlockTokens * sizeof(typename F::Element);
+  const KvBlockLayout& layout = *t.layout;
+  const std::int64_t count = block_count(t);
+  for (std::int64_t j = 0; j < count; ++j) pieces.add(t.blocks[j], layout.key_steps, kStepBytes);
+  for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+    for (std::int64_t j = 0; j < count; ++j) {
+      pieces.add(t.blocks[j] + layout.values + panel * layout.panel_bytes, layout.value_steps, kStepBytes);
+    }
+  }
+  for (std::int64_t j = 0; j < t.next_count; ++j) pieces.add(t.next[j], layout.key_steps, kStepBytes);
+  pieces.add(t.blocks[0], kPiecesAhead * kPieceSteps, 0);  // nothing more to ask for
 }
 
 std::int64_t visible_tokens(const SegmentTask& t, std::int64_t row) {
@@ -64,22 +124,18 @@ std::int64_t visible_tokens(const SegmentTask& t, std::int64_t row) {
 }
 
 template <class F>
-void score_rows(const SegmentTask& t) {
-  const std::int64_t count = (t.tokens + kBlockTokens - 1) / kBlockTokens;
-  const std::int64_t steps = t.layout->key_steps;
+void score_rows(const SegmentTask& t, const std::byte* const* ahead) {
+  const std::int64_t count = block_count(t);
+  const std::int64_t steps = t.layout->key_steps, pieces = (steps + kPieceSteps - 1) / kPieceSteps;
   const auto* queries = static_cast<const typename F::Left*>(t.queries);
-  const bool streaming = t.rows <= kTileRowsOfQueries;  // few rows: memory is the limit, and wants to be asked early
   for (std::int64_t block = 0; block < count; ++block) {
-    if (streaming) {
-      if (block + 1 < count) prefetch_bytes(t.blocks[block + 1], t.layout->values);
-      prefetch_bytes(t.blocks[block] + t.layout->values, t.layout->panels * t.layout->panel_bytes);
-    }
     for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
       const std::int64_t rows = at_most(kTileRowsOfQueries, t.rows - row);
       if (visible_tokens(t, row + rows - 1) <= block * kBlockTokens) continue;  // the future of the whole tile
-      product_rows<F, kTileRowsOfQueries>(rows, queries + row * steps, steps, t.blocks + block, std::int64_t{1},
-                                          std::int64_t{0}, steps, steps,
-                                          t.scores + row * kSegmentTokens + block * kBlockTokens, kSegmentTokens);
+      const RightBlocks keys{
+          t.blocks + block, 1, 0, steps, steps, row == 0 && ahead != nullptr ? ahead + block * pieces : nullptr};
+      product<F>(rows, queries + row * steps, steps, keys, t.scores + row * kSegmentTokens + block * kBlockTokens,
+                 kSegmentTokens);
     }
   }
 }
@@ -116,8 +172,9 @@ void weigh_row(const SegmentTask& t, std::int64_t row, std::int64_t seen, std::i
 }
 
 template <class F>
-void mix_values(const SegmentTask& t) {
+void mix_values(const SegmentTask& t, const std::byte* const* ahead) {
   const std::int64_t width = t.layout->panels * kBlockTokens;
+  const std::int64_t pieces = block_count(t) * (t.layout->value_steps / kPieceSteps);
   for (std::int64_t panel = 0; panel < t.layout->panels; ++panel) {
     const std::int64_t offset = t.layout->values + panel * t.layout->panel_bytes;
     for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
@@ -125,24 +182,31 @@ void mix_values(const SegmentTask& t) {
       const std::int64_t seen = visible_tokens(t, row + rows - 1);
       const std::int64_t count = (seen + kBlockTokens - 1) / kBlockTokens;
       const std::int64_t last = seen - (count - 1) * kBlockTokens;  // values behind the last token may be anything
-      const auto* weights = reinterpret_cast<const typename F::Left*>(t.weights + row * kSegmentTokens);
-      product_rows<F, kTileRowsOfQueries>(rows, weights, kSegmentTokens, t.blocks, count, offset, t.layout->value_steps,
-                                          (last + F::kPair - 1) / F::kPair,
-                                          t.mixed + row * width + panel * kBlockTokens, width);
+      const RightBlocks values{t.blocks,
+                               count,
+                               offset,
+                               t.layout->value_steps,
+                               (last + F::kPair - 1) / F::kPair,
+                               row == 0 && ahead != nullptr ? ahead + panel * pieces : nullptr};
+      product<F>(rows, reinterpret_cast<const typename F::Left*>(t.weights + row * kSegmentTokens), kSegmentTokens,
+                 values, t.mixed + row * width + panel * kBlockTokens, width);
     }
   }
 }
 
 template <class F>
 void segment_of(const SegmentTask& t) {
-  score_rows<F>(t);
-  for (std::int64_t j = 0; j < t.next_count; ++j) prefetch_bytes(t.next[j], t.layout->values);
+  Pieces pieces;
+  list_pieces<F>(t, pieces);
+  const std::byte* const* const ahead = pieces.ahead();
+  score_rows<F>(t, ahead);
   for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
     const std::int64_t end = at_most(row + kTileRowsOfQueries, t.rows);
     const std::int64_t padded = (visible_tokens(t, end - 1) + 1) / 2 * 2;
     for (std::int64_t r = row; r < end; ++r) weigh_row<F>(t, r, visible_tokens(t, r), padded);
   }
-  mix_values<F>(t);
+  const std::int64_t key_pieces = block_count(t) * ((t.layout->key_steps + kPieceSteps - 1) / kPieceSteps);
+  mix_values<F>(t, ahead == nullptr ? nullptr : ahead + key_pieces);
 }
 
 void segment(const SegmentTask& task) {

@@ -11,7 +11,7 @@
 
 namespace spear {
 
-/// [layers][num_blocks][key/value heads] blocks of one head.
+/// [layers][key/value heads][num_blocks] blocks of one head: those of a long sequence are often neighbours.
 class CpuPagedKvCache final : public PagedKvCache {
  public:
   /// `layers` slots; 1 makes every layer use the same one, which is enough when nothing is kept between calls. Pages
@@ -28,7 +28,7 @@ class CpuPagedKvCache final : public PagedKvCache {
   const KvBlockLayout& layout() const { return layout_; }
 
   std::byte* block(std::int64_t layer, std::int32_t id, std::int64_t head) const {
-    return data_ + ((layer % layers_ * num_blocks_ + id) * heads_ + head) * layout_.bytes;
+    return data_ + ((layer % layers_ * heads_ + head) * num_blocks_ + id) * layout_.bytes;
   }
 
  private:
