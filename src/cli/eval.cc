@@ -22,6 +22,7 @@ struct Options {
   std::string reference, text;
   std::int64_t context = 1024, windows = 0, limit = 0;
   std::vector<std::string> tasks;
+  KvCacheType kv_cache_type = KvCacheType::bf16;
 };
 
 std::string shown(const Interval& interval, const char* format = "{:.4f} [{:.4f}, {:.4f}]") {
@@ -102,7 +103,7 @@ int run(const CommonOptions& common, const ModelOptions& model_options, const Op
     throw usage_error("nothing to evaluate on", "eval", "give --text FILE, --tasks FILE, or both");
   }
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
-  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common);
+  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common, options.kv_cache_type);
   std::optional<CpuModel> reference;
   if (!options.reference.empty()) reference.emplace(load_model(options.reference, true, common));
 
@@ -114,6 +115,7 @@ int run(const CommonOptions& common, const ModelOptions& model_options, const Op
   if (common.json) {
     auto document = result ? eval_document(*result, bytes, tasks) : tasks_document(tasks, bytes);
     document["model"] = model_options.model;
+    document["kv_cache_dtype"] = name(options.kv_cache_type);
     document["compensators"] = wants_compensators(model_options) && !summary.compensators.empty();
     print_json(document);
   } else {
@@ -153,6 +155,7 @@ void add_eval(CommandLine& line) {
   command.add_option("--limit", options->limit, "The first N questions of each task; 0: all")
       ->capture_default_str()
       ->group("Data");
+  add_kv_cache_option(command, &options->kv_cache_type);
   add_common_options(command, common);
 }
 

@@ -128,6 +128,7 @@ void add_generate(CommandLine& line) {
                 "spear generate --model recovered --chat --prompt 'Why is the sky blue?' --temperature 0.7"},
                [=] { return run(*common, *model, *options); });
   add_model_options(command, model);
+  add_kv_cache_option(command, &options->generate.kv_cache_type);
   add_common_options(command, common);
   command.add_option("--prompt", options->prompt, "Text to continue")->required()->group("Prompt");
   command.add_flag("--chat", options->chat, "Put the prompt into the model's chat template")->group("Prompt");
@@ -174,7 +175,6 @@ void add_generate(CommandLine& line) {
       ->allow_extra_args(false)
       ->group("Sampling");
   command.add_flag("--ignore-eos", generate.ignore_eos, "Go on after the end token")->group("Sampling");
-  add_kv_cache_option(command, &generate.kv_cache_type);
 }
 
 }  // namespace spear::cli

@@ -35,11 +35,12 @@ void add_kv_cache_option(CLI::App& command, KvCacheType* type) {
       ->group("Model");
 }
 
-CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common) {
+CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common,
+                    KvCacheType kv_cache_type) {
   const auto start = std::chrono::steady_clock::now();
   ModelWeights weights = read_model(path);
   const ModelSummary summary = summarize(weights);
-  CpuModel model(std::move(weights), {common.threads, compensators});
+  CpuModel model(std::move(weights), {common.threads, compensators, kv_cache_type});
   log::info("{}: {} ({:.2f} bits per linear weight{}), loaded in {}; {} with {} threads", path,
             format_bytes(static_cast<double>(summary.bytes)), summary.bits_per_linear_weight,
             summary.compensators.empty() ? ""

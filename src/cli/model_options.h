@@ -21,8 +21,9 @@ void add_model_options(CLI::App& command, const std::shared_ptr<ModelOptions>& o
 /// --kv-cache-dtype.
 void add_kv_cache_option(CLI::App& command, KvCacheType* type);
 
-/// Reads a model for the online plane and says so on stderr.
-CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common);
+/// Reads a model for the online plane and says so on stderr. `kv_cache_type` is that of ForwardModel::hidden_states.
+CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common,
+                    KvCacheType kv_cache_type = KvCacheType::f32);
 
 inline bool wants_compensators(const ModelOptions& options) { return options.compensators == "on"; }
 
