@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "base/error.h"
@@ -12,9 +13,11 @@ namespace spear {
 namespace {
 
 constexpr std::int64_t kHeapCandidates = 1024;  // beyond, partitioning all tokens is faster than a heap of them
-constexpr std::size_t kSortedCandidates = 4096;
+constexpr int kTopPPasses = 6;                  // each halves the candidates that have to be sorted
+constexpr float kSmallestWeight = 1e-37F;
 constexpr std::int64_t kMostLogprobs = 20;
 constexpr std::int64_t kDrawBlock = 1024;
+constexpr std::int64_t kScanBlock = 256;
 
 std::int64_t size_of(std::span<const float> logits) { return static_cast<std::int64_t>(logits.size()); }
 
@@ -133,68 +136,78 @@ std::int32_t Sampler::draw(std::span<const float> logits, float largest) {
   weights_.resize(logits.size());
   const double sum = exponentials(logits.data(), n, largest, scale, weights_.data());
   if (options_.top_p == 1) return draw_weight(options_.min_p);
-  gather(logits, sum, options_.top_p);
-  return draw_candidate(smallest_prefix(options_.top_p * sum));
+  return draw_weight(std::max(keep_top_p(logits, options_.top_p * sum), options_.min_p));
 }
 
 void Sampler::keep_top_k(std::span<const float> logits, std::int64_t k) {
   candidates_.clear();
-  for (std::int64_t i = 0; i < size_of(logits); ++i) {
-    const float logit = logits[static_cast<std::size_t>(i)];
-    const Candidate candidate{logit, 0, static_cast<std::int32_t>(i)};
-    if (k > kHeapCandidates || static_cast<std::int64_t>(candidates_.size()) < k) {
-      if (logit == -INFINITY) continue;
-      candidates_.push_back(candidate);
-      if (k <= kHeapCandidates) std::push_heap(candidates_.begin(), candidates_.end(), likelier);
-    } else if (logit > candidates_.front().logit) {  // the least likely one; an equal one has the lower id
-      std::pop_heap(candidates_.begin(), candidates_.end(), likelier);
-      candidates_.back() = candidate;
-      std::push_heap(candidates_.begin(), candidates_.end(), likelier);
+  if (k > kHeapCandidates) {
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      if (logits[i] > -INFINITY) candidates_.push_back({logits[i], 0, static_cast<std::int32_t>(i)});
     }
-  }
-  if (static_cast<std::int64_t>(candidates_.size()) > k) {
+    if (static_cast<std::int64_t>(candidates_.size()) <= k) return;
     std::nth_element(candidates_.begin(), candidates_.begin() + k, candidates_.end(), likelier);
     candidates_.resize(static_cast<std::size_t>(k));
+    return;
   }
-}
-
-/// Candidates that certainly hold the smallest set of probability top_p, as few as a coarse threshold tells apart.
-void Sampler::gather(std::span<const float> logits, double sum, double top_p) {
-  const std::int64_t n = size_of(logits);
-  float floor = 0;
-  for (const float coarse : {0.1F, 1e-2F, 1e-3F, 1e-5F, 1e-8F}) {
-    if (mass_from(weights_.data(), n, coarse) < top_p * sum * (1 + 1e-6)) continue;
-    floor = coarse;
-    break;
-  }
-  floor = std::max({floor, static_cast<float>(options_.min_p), 1e-37F});
-  candidates_.clear();
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    if (weights_[i] >= floor) candidates_.push_back({logits[i], weights_[i], static_cast<std::int32_t>(i)});
-  }
-}
-
-/// Length of the shortest prefix of likeliest candidates with that mass (all, if there is less; one at least). The
-/// candidates are sorted when they are few, else only divided: what is in the prefix comes first.
-std::size_t Sampler::smallest_prefix(double mass) {
-  std::size_t begin = 0, end = candidates_.size();
-  while (end - begin > kSortedCandidates) {
-    const std::size_t middle = begin + (end - begin) / 2;
-    const auto at = [this](std::size_t i) { return candidates_.begin() + static_cast<std::ptrdiff_t>(i); };
-    std::nth_element(at(begin), at(middle), at(end), likelier);
-    double part = 0;
-    for (std::size_t i = begin; i < middle; ++i) part += candidates_[i].weight;
-    if (part >= mass) {
-      end = middle;
-    } else {
-      mass -= part;
-      begin = middle;
+  // A heap whose front is the least likely; most blocks hold nothing that could enter it.
+  float lowest = -INFINITY;
+  for (std::int64_t begin = 0; begin < size_of(logits); begin += kScanBlock) {
+    const std::int64_t end = std::min(begin + kScanBlock, size_of(logits));
+    if (largest_logit(logits.data() + begin, end - begin) <= lowest) continue;
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float logit = logits[static_cast<std::size_t>(i)];
+      if (logit <= lowest) continue;  // an equal one has the higher id
+      if (static_cast<std::int64_t>(candidates_.size()) == k) {
+        std::pop_heap(candidates_.begin(), candidates_.end(), likelier);
+        candidates_.pop_back();
+      }
+      candidates_.push_back({logit, 0, static_cast<std::int32_t>(i)});
+      std::push_heap(candidates_.begin(), candidates_.end(), likelier);
+      if (static_cast<std::int64_t>(candidates_.size()) == k) lowest = candidates_.front().logit;
     }
   }
-  std::sort(candidates_.begin() + static_cast<std::ptrdiff_t>(begin),
-            candidates_.begin() + static_cast<std::ptrdiff_t>(end), likelier);
-  std::size_t kept = begin;
-  while (kept < end && (mass > 0 || kept == 0)) mass -= candidates_[kept++].weight;
+}
+
+/// The lowest weight of the smallest set with that mass; weights of as much that are not in the set become 0. Bisects
+/// the bit patterns, which are in the order of the weights, until the few candidates between can be sorted.
+double Sampler::keep_top_p(std::span<const float> logits, double mass) {
+  const std::int64_t n = size_of(logits);
+  const auto bits = [](float f) { return std::bit_cast<std::uint32_t>(f); };
+  std::uint32_t low = 0, high = bits(1.0F) + 1;  // the weights from low on have the mass, those from high on do not
+  double above = 0;                              // mass from high on
+  const auto divide = [&](std::uint32_t middle) {
+    const double found = mass_from(weights_.data(), n, std::bit_cast<float>(middle));
+    if (found >= mass) {
+      low = middle;
+    } else {
+      high = middle;
+      above = found;
+    }
+  };
+  for (const float coarse : {0.1F, 1e-2F, 1e-3F, 1e-5F, 1e-8F}) {
+    if (low == 0) divide(bits(coarse));
+  }
+  for (int pass = 0; pass < kTopPPasses && high - low > 1; ++pass) divide(low + (high - low) / 2);
+  candidates_.clear();
+  const float from = std::max(std::bit_cast<float>(low), kSmallestWeight), to = std::bit_cast<float>(high);
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    if (weights_[i] >= from && weights_[i] < to) {
+      candidates_.push_back({logits[i], weights_[i], static_cast<std::int32_t>(i)});
+    }
+  }
+  if (candidates_.empty()) return to;  // only rounding put them apart
+  std::sort(candidates_.begin(), candidates_.end(), likelier);
+  std::size_t kept = smallest_prefix(mass - above);
+  const float lowest = candidates_[kept - 1].weight;
+  for (; kept < candidates_.size(); ++kept) weights_[static_cast<std::size_t>(candidates_[kept].token)] = 0;
+  return lowest;
+}
+
+/// Length of the shortest prefix of the sorted candidates with that mass: all, if there is less, and one at least.
+std::size_t Sampler::smallest_prefix(double mass) const {
+  std::size_t kept = 0;
+  while (kept < candidates_.size() && (mass > 0 || kept == 0)) mass -= candidates_[kept++].weight;
   return kept;
 }
 
@@ -211,7 +224,7 @@ std::int32_t Sampler::draw_candidate(std::size_t kept) {
 
 /// From all weights of at least `floor` times the largest, which is 1, in the order of the vocabulary.
 std::int32_t Sampler::draw_weight(double floor) {
-  const auto lowest = std::max(static_cast<float>(floor), 1e-37F);
+  const auto lowest = std::max(static_cast<float>(floor), kSmallestWeight);
   const auto n = static_cast<std::int64_t>(weights_.size());
   double rest = random_.uniform() * mass_from(weights_.data(), n, lowest);
   std::int64_t block = 0;

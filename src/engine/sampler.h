@@ -67,8 +67,8 @@ class Sampler {
   void count(std::int32_t token, bool in_output, std::int64_t vocab_size);
   std::int32_t draw(std::span<const float> logits, float largest);
   void keep_top_k(std::span<const float> logits, std::int64_t k);
-  void gather(std::span<const float> logits, double sum, double top_p);
-  std::size_t smallest_prefix(double mass);
+  double keep_top_p(std::span<const float> logits, double mass);
+  std::size_t smallest_prefix(double mass) const;
   std::int32_t draw_candidate(std::size_t kept);
   std::int32_t draw_weight(double floor);
   std::int32_t pick_in_block(std::int64_t begin, std::int64_t end, float lowest, double rest) const;

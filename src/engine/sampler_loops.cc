@@ -1,6 +1,8 @@
 #include "engine/sampler_loops.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "tensor/vector_math.h"
@@ -11,14 +13,26 @@ namespace {
 constexpr int kLanes = 16;
 constexpr std::int64_t kBlock = 1024;  // terms of a float32 sum
 
-SPEAR_VECTOR_CLONES void largest_lanes(const float* x, std::int64_t n, float* largest, std::int32_t* bad) {
+// GCC does not see maxima and masks in loops over lanes; vectors say it outright, for every clone.
+using Floats = float __attribute__((vector_size(4 * kLanes)));
+using Ints = std::int32_t __attribute__((vector_size(4 * kLanes)));
+
+struct LargestLanes {
+  float largest[kLanes];
+  std::int32_t bad[kLanes];  // not zero where NaN or +infinity was seen
+};
+
+SPEAR_VECTOR_CLONES void largest_lanes(const float* x, std::int64_t n, LargestLanes& out) {
+  Floats largest = Floats{} - INFINITY;
+  Ints bad = {};
   for (std::int64_t i = 0; i + kLanes <= n; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float value = x[i + lane];
-      largest[lane] = value > largest[lane] ? value : largest[lane];
-      bad[lane] |= value <= std::numeric_limits<float>::max() ? 0 : 1;
-    }
+    Floats value;
+    std::memcpy(&value, x + i, sizeof value);
+    largest = value > largest ? value : largest;
+    bad |= ~(value <= Floats{} + std::numeric_limits<float>::max());
   }
+  std::memcpy(out.largest, &largest, sizeof largest);
+  std::memcpy(out.bad, &bad, sizeof bad);
 }
 
 SPEAR_VECTOR_CLONES float exponential_block(const float* x, std::int64_t n, float shift, float scale, float* out) {
@@ -43,32 +57,29 @@ SPEAR_VECTOR_CLONES float exponential_block(const float* x, std::int64_t n, floa
 }
 
 SPEAR_VECTOR_CLONES float mass_block(const float* weights, std::int64_t n, float floor) {
-  float sums[kLanes] = {};
+  Floats sums = {};
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float weight = weights[i + lane];
-      sums[lane] += weight >= floor ? weight : 0.0F;
-    }
+    Floats weight;
+    std::memcpy(&weight, weights + i, sizeof weight);
+    sums += weight >= Floats{} + floor ? weight : Floats{};
   }
-  for (; i < n; ++i) sums[0] += weights[i] >= floor ? weights[i] : 0.0F;
   float sum = 0;
-  for (const float lane : sums) sum += lane;
+  for (; i < n; ++i) sum += weights[i] >= floor ? weights[i] : 0.0F;
+  for (int lane = 0; lane < kLanes; ++lane) sum += sums[lane];
   return sum;
 }
 
 }  // namespace
 
 float largest_logit(const float* x, std::int64_t n) {
-  float lanes[kLanes];
-  std::int32_t bad[kLanes] = {};
-  for (float& lane : lanes) lane = -INFINITY;
-  largest_lanes(x, n, lanes, bad);
+  LargestLanes lanes;
+  largest_lanes(x, n, lanes);
   float largest = -INFINITY;
   std::int32_t any = 0;
   for (int lane = 0; lane < kLanes; ++lane) {
-    largest = std::max(largest, lanes[lane]);
-    any |= bad[lane];
+    largest = std::max(largest, lanes.largest[lane]);
+    any |= lanes.bad[lane];
   }
   for (std::int64_t i = n / kLanes * kLanes; i < n; ++i) {
     largest = std::max(largest, x[i]);
