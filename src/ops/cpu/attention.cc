@@ -195,24 +195,42 @@ class AttentionRun {
     }
   }
 
+  const std::byte* block(const AttentionItem& item, std::int64_t index) const {
+    const auto& table = p_.chunks_[static_cast<std::size_t>(item.chunk)].block_table;
+    return cache_.block(layer_, table[static_cast<std::size_t>(index)], item.kv_head);
+  }
+
+  /// Blocks that hold what the item's queries see.
+  std::int64_t context_blocks(const AttentionItem& item) const {
+    const SequenceChunk& chunk = p_.chunks_[static_cast<std::size_t>(item.chunk)];
+    return ceil_divide(chunk.first_position + item.first_query + item.queries, kBlockTokens);
+  }
+
   void run_segment(const AttentionItem& item, std::int64_t segment, SegmentTask& task) const {
     const SequenceChunk& chunk = p_.chunks_[static_cast<std::size_t>(item.chunk)];
-    const std::int64_t start = segment * kSegmentTokens;
+    const std::int64_t start = segment * kSegmentTokens, first = start / kBlockTokens;
     const std::int64_t end = chunk.first_position + item.first_query + item.queries;
-    std::array<const std::byte*, kSegmentBlocks + kBlocksAhead> blocks;
-    const std::int64_t last = ceil_divide(end, kBlockTokens);  // blocks of the item's context
-    const auto address = [&](std::int64_t index) {
-      return cache_.block(layer_, chunk.block_table[static_cast<std::size_t>(index)], item.kv_head);
-    };
-    const std::int64_t first = start / kBlockTokens;
-    const std::int64_t known = std::min(last - first, kSegmentBlocks + kBlocksAhead);
-    for (std::int64_t j = 0; j < known; ++j) blocks[static_cast<std::size_t>(j)] = address(first + j);
+    std::array<const std::byte*, kSegmentBlocks> blocks;
+    std::array<const std::byte*, kBlocksAhead> next;
+    const std::int64_t count = std::min(context_blocks(item) - first, kSegmentBlocks);
+    for (std::int64_t j = 0; j < count; ++j) blocks[static_cast<std::size_t>(j)] = block(item, first + j);
+
+    // What this thread reads next: more of this item, or whatever item is likely to be drawn then.
+    const AttentionItem* follower = &item;
+    std::int64_t from = first + kSegmentBlocks;
+    if (segment + 1 == item.first_segment + item.segments) {
+      const auto likely = static_cast<std::size_t>(next_.load(std::memory_order_relaxed));
+      follower = likely < p_.items_.size() ? &p_.items_[likely] : nullptr;
+      from = follower == nullptr ? 0 : follower->first_segment * kSegmentBlocks;
+    }
+    task.next_count =
+        follower == nullptr ? 0 : std::clamp<std::int64_t>(context_blocks(*follower) - from, 0, kBlocksAhead);
+    for (std::int64_t j = 0; j < task.next_count; ++j) next[static_cast<std::size_t>(j)] = block(*follower, from + j);
+
     task.blocks = blocks.data();
+    task.next = next.data();
     task.tokens = std::min(end - start, kSegmentTokens);
     task.first_visible = chunk.first_position + item.first_query + 1 - start;
-    const bool more = segment + 1 < item.first_segment + item.segments;
-    task.next = blocks.data() + kSegmentBlocks;
-    task.next_count = more ? std::max<std::int64_t>(known - kSegmentBlocks, 0) : 0;
     kernels_.segment(task);
   }
 
