@@ -40,7 +40,8 @@ CpuModel load_model(const std::string& path, bool compensators, const CommonOpti
   const auto start = std::chrono::steady_clock::now();
   ModelWeights weights = read_model(path);
   const ModelSummary summary = summarize(weights);
-  CpuModel model(std::move(weights), {common.threads, compensators, kv_cache_type});
+  CpuModel model(std::move(weights),
+                 {.threads = common.threads, .compensators = compensators, .kv_cache_type = kv_cache_type});
   log::info("{}: {} ({:.2f} bits per linear weight{}), loaded in {}; {} with {} threads", path,
             format_bytes(static_cast<double>(summary.bytes)), summary.bits_per_linear_weight,
             summary.compensators.empty() ? ""

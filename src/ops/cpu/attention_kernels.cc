@@ -53,6 +53,8 @@ const AttentionKernels& attention_kernels_for(std::string_view isa) {
     return pairs ? kAvx512Bf16Attention : kAvx512Attention;
   }
   if (isa == "avx2") return kAvx2Attention;
+#else
+  return kGenericAttention;  // other architectures: vectors of 4 floats, as far as the compiler knows them
 #endif
   throw usage_error(fmt::format("no attention kernels for instruction set '{}'", isa), "SPEAR_FORCE_ISA", "unset it");
 }

@@ -72,7 +72,8 @@ struct AttentionKernels {
 KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim);
 
 /// The best table of this machine that belongs to `isa`, a name of ops/cpu/kernels.h: "avx512..." may use bf16
-/// instructions where they exist, "avx2" and "generic" are taken as they are. Throws Error(usage) if there is none.
+/// instructions where they exist, "avx2" and "generic" are taken as they are; what is
+/// not x86 has the generic ones. Throws Error(usage) if there is none.
 const AttentionKernels& attention_kernels_for(std::string_view isa);
 
 }  // namespace spear
