@@ -1,6 +1,7 @@
 #include "cli/model_options.h"
 
 #include <chrono>
+#include <map>
 
 #include "base/log.h"
 #include "base/progress.h"
@@ -37,12 +38,26 @@ void add_kernel_options(CLI::App& command, const std::shared_ptr<ModelOptions>& 
       ->group("Model");
 }
 
+void add_kv_cache_option(CLI::App& command, KvCacheType* type) {
+  const std::map<std::string, KvCacheType> names = {
+      {"f32", KvCacheType::f32}, {"bf16", KvCacheType::bf16}, {"int8", KvCacheType::int8}};
+  command
+      .add_option_function<std::string>(
+          "--kv-cache-dtype", [=](const std::string& value) { *type = names.at(value); },
+          "Keys and values are kept in bf16, int8 or f32")
+      ->check(CLI::IsMember({"bf16", "int8", "f32"}).description(""))
+      ->type_name("bf16|int8|f32")
+      ->default_str(name(*type))
+      ->group("Model");
+}
+
 CpuModel make_model(ModelWeights weights, const std::string& name, bool compensators, const CommonOptions& common,
                     const ModelOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const ModelSummary summary = summarize(weights);
-  CpuModel model(std::move(weights), {common.threads, compensators, parse_activations(options.activations),
-                                      parse_head_type(options.head_type)});
+  CpuModel model(std::move(weights),
+                 {common.threads, compensators, parse_activations(options.activations),
+                  parse_head_type(options.head_type), options.kv_cache_type});
   log::info("{}: {} ({:.2f} bits per linear weight{}), prepared in {}; {} {} with {} threads", name,
             format_bytes(static_cast<double>(summary.bytes)), summary.bits_per_linear_weight,
             summary.compensators.empty() ? ""

@@ -16,7 +16,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr std::int64_t kPrefillChunk = 512;
 constexpr std::int64_t kRefilledContext = 1024;  // above, a cache goes on growing: filling it again would take minutes
-constexpr double kCacheElementBytes = 4;         // keys and values are float32
 
 std::vector<std::int32_t> random_tokens(std::int64_t count, std::int64_t vocabulary, Random& random) {
   std::vector<std::int32_t> out(static_cast<std::size_t>(count));
@@ -113,8 +112,8 @@ void check(const CpuModel& model, const BenchOptions& options) {
 double bytes_per_token(const CpuModel& model, const BenchResult& result) {
   const ModelConfig& config = model.config();
   const auto weights = static_cast<double>(model.bytes_per_token());
-  const double per_position =
-      2.0 * kCacheElementBytes * static_cast<double>(config.num_hidden_layers * config.kv_size());
+  const auto per_position = static_cast<double>(model.block_bytes(model.kv_cache_type())) /
+                            static_cast<double>(model.block_size());
   if (result.test == "prefill") return weights / static_cast<double>(std::min(result.tokens, kPrefillChunk));
   const double positions = static_cast<double>(result.context) + static_cast<double>(result.tokens) / 2;
   return weights / static_cast<double>(result.batch) + per_position * positions;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "model/forward_model.h"
+#include "model/paged_model.h"
 #include "model/weights.h"
 
 namespace spear {
@@ -32,6 +33,8 @@ struct CpuModelOptions {
   bool compensators = true;  ///< false: the bare backbone
   Activations activations = Activations::f32;
   HeadType head_type = HeadType::int8;
+  /// Of hidden_states(), where float32 is the quality oracle; a paged cache has the type it is made with.
+  KvCacheType kv_cache_type = KvCacheType::f32;
 };
 
 /// Sees a named intermediate of the forward pass: (name, layer, values [tokens, features]). Names are those of
@@ -40,7 +43,7 @@ using ActivationObserver = std::function<void(std::string_view, std::int64_t, st
 
 /// Kernels are those of the best instruction set of this machine, or of SPEAR_FORCE_ISA (see ops/cpu/kernels.h).
 /// Calls must not overlap: one instance serves one caller at a time.
-class CpuModel final : public ForwardModel {
+class CpuModel final : public ForwardModel, public PagedModel {
  public:
   /// Takes the weights over; packed codes are kept in kernel order only (W4Matrix::packed of weights() is empty then,
   /// its shape stays). Throws Error(bad_input) when a tensor's bytes disagree with the config.
@@ -53,11 +56,16 @@ class CpuModel final : public ForwardModel {
   const ModelWeights& weights() const;
   std::unique_ptr<KvCache> make_cache(std::int64_t batch, std::int64_t capacity) override;
   std::vector<float> hidden_states(const TokenBatch& tokens, KvCache* cache) override;
+  std::int64_t block_size() const override;
+  std::int64_t block_bytes(KvCacheType type) const override;
+  std::unique_ptr<PagedKvCache> make_paged_cache(std::int64_t num_blocks, KvCacheType type) override;
+  std::span<const float> step(std::span<const SequenceChunk> chunks, PagedKvCache& cache) override;
   void logits(std::span<const float> hidden, std::span<float> out) override;
 
   /// Compensators on or off from the next forward pass on; a cache must not be carried across the change.
   void set_compensators(bool on);
   void set_observer(ActivationObserver observer);  ///< an empty one listens to nothing
+  KvCacheType kv_cache_type() const;  ///< of hidden_states()
   std::string_view isa() const;                    ///< "generic", "avx2", "avx512"
   int threads() const;
   void set_threads(int threads);  ///< from the next call on; 0: every usable core

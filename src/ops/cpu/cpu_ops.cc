@@ -130,11 +130,11 @@ std::int64_t CpuWeights::bytes_per_token(bool compensators) const {
 }
 
 Stream<CpuOps> CpuOps::embed(const Batch& batch, NormId gain) {
-  const auto rows = static_cast<std::int64_t>(batch.tokens.tokens.size());
+  const auto rows = static_cast<std::int64_t>(batch.tokens.size());
   const std::int64_t hidden = w_.config.hidden_size;
   Stream<CpuOps> stream{{rows, hidden}, {rows, hidden}};
   for (std::int64_t i = 0; i < rows; ++i) {
-    w_.read_embedding(kernels_, batch.tokens.tokens[static_cast<std::size_t>(i)], stream.residual.row(i));
+    w_.read_embedding(kernels_, batch.tokens[static_cast<std::size_t>(i)], stream.residual.row(i));
   }
   normalize(stream.residual, gain, stream.normed);
   observe("embed", -1, stream.residual);
@@ -209,12 +209,8 @@ void CpuOps::add_correction(const PreparedCompensator& compensator, Activation& 
 }
 
 CpuOps::Activation CpuOps::attention(std::int64_t layer, Activation q, Activation k, Activation v, Batch& batch) {
-  const AttentionShape shape{batch.tokens.batch, batch.tokens.length, w_.config.num_attention_heads,
-                             w_.config.num_key_value_heads, w_.config.head_dim};
-  Activation out(q.rows, q.cols);
-  attend(pool_, kernels_, shape, layer, q.data.get(), k.data.get(), v.data.get(), batch.rotary, *batch.cache,
-         out.data.get());
-  return out;
+  attend(pool_, attention_, *batch.plan, layer, q.data.get(), k.data.get(), v.data.get(), *batch.cache);
+  return q;
 }
 
 CpuOps::Activation CpuOps::gated_act(Activation gate, Activation up) {

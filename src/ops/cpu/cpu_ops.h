@@ -78,14 +78,19 @@ class CpuOps {
     std::span<float> values() { return {data.get(), static_cast<std::size_t>(rows * cols)}; }
   };
 
+  /// The rows of a step: chunk after chunk.
   struct Batch {
-    TokenBatch tokens;
-    CpuKvCache* cache;
-    RotaryTable rotary;
+    std::span<const std::int32_t> tokens;  ///< [rows]
+    AttentionPlan* plan;
+    CpuPagedKvCache* cache;
   };
 
   CpuOps(const CpuWeights& weights, const Kernels& kernels, ThreadPool& pool)
-      : w_(weights), kernels_(kernels), pool_(pool), fused_(packed_kernels(kernels), pool) {}
+      : w_(weights),
+        kernels_(kernels),
+        attention_(attention_kernels_for(kernels.isa)),
+        pool_(pool),
+        fused_(packed_kernels(kernels), pool) {}
 
   void set_compensators(bool on) { compensators_ = on; }
   void set_observer(ActivationObserver observer) { observer_ = std::move(observer); }
@@ -120,6 +125,7 @@ class CpuOps {
 
   const CpuWeights& w_;
   const Kernels& kernels_;
+  const AttentionKernels& attention_;
   ThreadPool& pool_;
   FusedLinear fused_;
   bool compensators_ = true;
