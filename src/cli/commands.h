@@ -9,6 +9,7 @@ namespace spear::cli {
 
 void add_generate(CommandLine& line);
 void add_eval(CommandLine& line);
+void add_bench(CommandLine& line);
 void add_inspect(CommandLine& line);
 void add_report(CommandLine& line);
 void add_version(CommandLine& line);

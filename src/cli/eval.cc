@@ -102,9 +102,14 @@ int run(const CommonOptions& common, const ModelOptions& model_options, const Op
     throw usage_error("nothing to evaluate on", "eval", "give --text FILE, --tasks FILE, or both");
   }
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
-  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common);
+  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common, model_options);
   std::optional<CpuModel> reference;
-  if (!options.reference.empty()) reference.emplace(load_model(options.reference, true, common));
+  if (!options.reference.empty()) {
+    ModelOptions oracle;
+    oracle.activations = "a32";
+    oracle.kv_cache_type = KvCacheType::f32;
+    reference.emplace(load_model(options.reference, true, common, oracle));
+  }
 
   const Session session{common, options, tokenizer, model, reference ? &*reference : nullptr};
   const auto result = evaluate_text(session);
@@ -114,6 +119,7 @@ int run(const CommonOptions& common, const ModelOptions& model_options, const Op
   if (common.json) {
     auto document = result ? eval_document(*result, bytes, tasks) : tasks_document(tasks, bytes);
     document["model"] = model_options.model;
+    document["kv_cache_dtype"] = name(model_options.kv_cache_type);
     document["compensators"] = wants_compensators(model_options) && !summary.compensators.empty();
     print_json(document);
   } else {
@@ -131,6 +137,8 @@ int run(const CommonOptions& common, const ModelOptions& model_options, const Op
 void add_eval(CommandLine& line) {
   auto common = std::make_shared<CommonOptions>();
   auto model = std::make_shared<ModelOptions>();
+  model->activations = "a32";  // what faster types cost is measured against these
+  model->kv_cache_type = KvCacheType::f32;
   auto options = std::make_shared<Options>();
   CLI::App& command = line.add("eval", "Measure perplexity, divergence from a reference, and accuracy on tasks",
                                {"spear eval --model recovered --reference parent --text wiki.test.raw --windows 20",
@@ -153,6 +161,7 @@ void add_eval(CommandLine& line) {
   command.add_option("--limit", options->limit, "The first N questions of each task; 0: all")
       ->capture_default_str()
       ->group("Data");
+  add_kv_cache_option(command, &model->kv_cache_type);
   add_common_options(command, common);
 }
 

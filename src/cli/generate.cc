@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <cstdio>
 
 #include "base/error.h"
@@ -16,6 +17,7 @@ namespace {
 
 struct Options {
   std::string prompt, system;
+  std::vector<std::string> logit_bias;
   bool chat = false;
   GenerateOptions generate;
 };
@@ -31,6 +33,35 @@ std::vector<std::int32_t> prompt_tokens(const Tokenizer& tokenizer, const Option
   const ChatTemplate chat(tokenizer.chat_template());
   return tokenizer.encode(chat.render(messages, true, tokenizer.template_tokens()),
                           {.add_special = false, .parse_special = true});
+}
+
+std::pair<std::int32_t, float> parse_bias(const std::string& text) {
+  std::int32_t token = 0;
+  float bias = 0;
+  const char* const end = text.data() + text.size();
+  const auto [equals, error] = std::from_chars(text.data(), end, token);
+  if (error != std::errc() || equals == end || *equals != '=') {
+    throw usage_error(fmt::format("'{}' is not TOKEN_ID=BIAS", text), "--logit-bias", "for example 42=-100");
+  }
+  const auto [rest, bad] = std::from_chars(equals + 1, end, bias);
+  if (bad != std::errc() || rest != end) {
+    throw usage_error(fmt::format("'{}' is not TOKEN_ID=BIAS", text), "--logit-bias", "for example 42=-100");
+  }
+  return {token, bias};
+}
+
+/// By token: {"token","logprob","top":[{"token","logprob"}]}.
+nlohmann::json logprobs_json(const GenerateResult& result) {
+  auto out = nlohmann::json::array();
+  for (const auto& token : result.logprobs) {
+    nlohmann::json row = {{"token", token.front().token}, {"logprob", token.front().logprob}};
+    row["top"] = nlohmann::json::array();
+    for (const TokenLogprob& other : std::span(token).subspan(1)) {
+      row["top"].push_back({{"token", other.token}, {"logprob", other.logprob}});
+    }
+    out.push_back(std::move(row));
+  }
+  return out;
 }
 
 nlohmann::json document(const GenerateResult& result, std::size_t prompt_tokens, const CpuModel& model) {
@@ -53,10 +84,11 @@ nlohmann::json document(const GenerateResult& result, std::size_t prompt_tokens,
 
 int run(const CommonOptions& common, const ModelOptions& model_options, Options options) {
   apply(common);
+  for (const auto& text : options.logit_bias) options.generate.sampling.logit_bias.push_back(parse_bias(text));
   options.generate.sampling.validate();
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
   const auto prompt = prompt_tokens(tokenizer, options);
-  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common);
+  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common, model_options);
   for (const std::int32_t id : tokenizer.named().end) options.generate.eos_token_ids.push_back(id);
 
   const auto print = [](std::string_view text) {
@@ -67,7 +99,9 @@ int run(const CommonOptions& common, const ModelOptions& model_options, Options 
     return id >= tokenizer.vocab_size() || tokenizer.is_special(id) ? std::string() : tokenizer.token_bytes(id);
   };
   const auto result = generate(model, prompt, options.generate, text_of, common.json ? TextSink() : TextSink(print));
-  const auto json = document(result, prompt.size(), model);
+  auto json = document(result, prompt.size(), model);
+  json["kv_cache_dtype"] = name(options.generate.kv_cache_type);
+  if (options.generate.sampling.logprobs >= 0) json["logprobs"] = logprobs_json(result);
   if (common.json) {
     print_json(json);
   } else {
@@ -94,6 +128,8 @@ void add_generate(CommandLine& line) {
                 "spear generate --model recovered --chat --prompt 'Why is the sky blue?' --temperature 0.7"},
                [=] { return run(*common, *model, *options); });
   add_model_options(command, model);
+  add_kv_cache_option(command, &options->generate.kv_cache_type);
+  add_common_options(command, common);
   command.add_option("--prompt", options->prompt, "Text to continue")->required()->group("Prompt");
   command.add_flag("--chat", options->chat, "Put the prompt into the model's chat template")->group("Prompt");
   command.add_option("--system", options->system, "System message, with --chat")->group("Prompt")->needs("--chat");
@@ -112,13 +148,33 @@ void add_generate(CommandLine& line) {
   command.add_option("--min-p", sampling.min_p, "Keep tokens this likely, relative to the likeliest")
       ->capture_default_str()
       ->group("Sampling");
+  command
+      .add_option("--repetition-penalty", sampling.repetition_penalty,
+                  "Divides positive logits of tokens seen in prompt or output, multiplies negative ones")
+      ->capture_default_str()
+      ->group("Sampling");
+  command.add_option("--frequency-penalty", sampling.frequency_penalty, "Subtracted for each occurrence in the output")
+      ->capture_default_str()
+      ->group("Sampling");
+  command.add_option("--presence-penalty", sampling.presence_penalty, "Subtracted once for tokens in the output")
+      ->capture_default_str()
+      ->group("Sampling");
+  command.add_option("--logit-bias", options->logit_bias, "TOKEN_ID=BIAS, added to a token's logit; repeatable")
+      ->type_name("ID=BIAS")
+      ->type_size(1)
+      ->allow_extra_args(false)
+      ->group("Sampling");
+  command
+      .add_option("--logprobs", sampling.logprobs, "With --json: log-probabilities of the tokens and of N alternatives")
+      ->type_name("N")
+      ->needs("--json")
+      ->group("Sampling");
   command.add_option("--seed", sampling.seed, "Of the random numbers")->capture_default_str()->group("Sampling");
   command.add_option("--stop", generate.stop, "End before this text; repeatable")
       ->type_size(1)
       ->allow_extra_args(false)
       ->group("Sampling");
   command.add_flag("--ignore-eos", generate.ignore_eos, "Go on after the end token")->group("Sampling");
-  add_common_options(command, common);
 }
 
 }  // namespace spear::cli

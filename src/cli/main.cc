@@ -6,6 +6,7 @@ int main(int argc, char** argv) {
   spear::cli::add_offline_commands(line, argv);
   spear::cli::add_generate(line);
   spear::cli::add_eval(line);
+  spear::cli::add_bench(line);
   spear::cli::add_inspect(line);
   spear::cli::add_report(line);
   spear::cli::add_version(line);

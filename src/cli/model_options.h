@@ -13,13 +13,24 @@ namespace spear::cli {
 struct ModelOptions {
   std::string model;
   std::string compensators = "on";
+  std::string activations = "a16", head_type = "int8";
+  KvCacheType kv_cache_type = KvCacheType::bf16;  ///< of ForwardModel::hidden_states
 };
 
-/// --model and --compensators.
+/// --model, --compensators, --activations and --head-dtype.
 void add_model_options(CLI::App& command, const std::shared_ptr<ModelOptions>& options);
+/// The last two alone.
+void add_kernel_options(CLI::App& command, const std::shared_ptr<ModelOptions>& options);
 
-/// Reads a model for the online plane and says so on stderr.
-CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common);
+/// --kv-cache-dtype.
+void add_kv_cache_option(CLI::App& command, KvCacheType* type);
+
+/// Reads a model for the online plane and says so on stderr. Kernel options are those of `options`, the path is not.
+CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common,
+                    const ModelOptions& options = {});
+/// The same for a model in memory; `name` is what stderr calls it.
+CpuModel make_model(ModelWeights weights, const std::string& name, bool compensators, const CommonOptions& common,
+                    const ModelOptions& options);
 
 inline bool wants_compensators(const ModelOptions& options) { return options.compensators == "on"; }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -14,7 +15,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::int64_t kPrefillChunk = 512;  // bounds the memory of activations, and the wait after Ctrl-C
+constexpr std::int64_t kMaxBatchedTokens = 512;  // bounds the memory of activations, and the wait after Ctrl-C
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
@@ -78,69 +79,62 @@ void check_request(const ModelConfig& config, std::span<const std::int32_t> prom
   }
 }
 
-}  // namespace
-
-const char* name(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::eos:
-      return "eos";
-    case FinishReason::stop:
-      return "stop";
-    case FinishReason::length:
-      return "length";
-    case FinishReason::interrupted:
-      return "interrupted";
-  }
-  return "?";
+EngineOptions engine_options(const PagedModel& model, std::span<const std::int32_t> prompt,
+                             const GenerateOptions& options) {
+  const auto prompt_tokens = static_cast<std::int64_t>(prompt.size());
+  const std::int64_t limit = std::min(options.max_tokens, model.config().max_position_embeddings - prompt_tokens);
+  EngineOptions engine;
+  engine.num_blocks = blocks_for(prompt_tokens + limit - 1, model.block_size());
+  engine.kv_cache_type = options.kv_cache_type;
+  engine.max_num_seqs = 1;
+  engine.prefix_caching = false;
+  return engine;
 }
 
-GenerateResult generate(ForwardModel& model, std::span<const std::int32_t> prompt, const GenerateOptions& options,
+}  // namespace
+
+GenerateResult generate(PagedModel& model, std::span<const std::int32_t> prompt, const GenerateOptions& options,
                         const TokenBytes& token_bytes, const TextSink& sink) {
   const ModelConfig& config = model.config();
   check_request(config, prompt, options);
-  const auto prompt_tokens = static_cast<std::int64_t>(prompt.size());
-  const std::int64_t limit = std::min(options.max_tokens, config.max_position_embeddings - prompt_tokens);
-  const auto ends_sequence = [&](std::int32_t token) {
-    const auto holds = [token](const auto& ids) { return std::find(ids.begin(), ids.end(), token) != ids.end(); };
-    return !options.ignore_eos && (holds(config.eos_token_ids) || holds(options.eos_token_ids));
-  };
+  Request request{{prompt.begin(), prompt.end()}, options.max_tokens, options.sampling, {}};
+  if (!options.ignore_eos) {
+    request.stop_token_ids = config.eos_token_ids;
+    request.stop_token_ids.insert(request.stop_token_ids.end(), options.eos_token_ids.begin(),
+                                  options.eos_token_ids.end());
+  }
+  const TokenBudgetPolicy policy(kMaxBatchedTokens);
+  Engine engine(model, policy, engine_options(model, prompt, options));
+  engine.add(std::move(request));
 
   GenerateResult result;
-  Sampler sampler(options.sampling);
   Utf8Stream characters;
   StopFilter filter(options.stop, sink, result.text);
-  const auto cache = model.make_cache(1, prompt_tokens + limit - 1);
-  std::vector<float> logits(static_cast<std::size_t>(config.vocab_size));
   const auto start = Clock::now();
   auto decode_start = start;
-
-  const auto next_token = [&](std::span<const std::int32_t> tokens) {
-    const auto hidden = model.hidden_states({tokens, 1, static_cast<std::int64_t>(tokens.size())}, cache.get());
-    model.logits(std::span(hidden).last(static_cast<std::size_t>(config.hidden_size)), logits);
-    return sampler.next(logits);
-  };
   const auto finish = [&](FinishReason reason) {
     if (reason != FinishReason::stop && !filter.push(characters.finish())) filter.finish();
     result.reason = reason;
     result.decode_seconds = seconds_since(decode_start);
     return result;
   };
-
-  for (; static_cast<std::int64_t>(prompt.size()) > kPrefillChunk; prompt = prompt.subspan(kPrefillChunk)) {
-    model.hidden_states({prompt.first(kPrefillChunk), 1, kPrefillChunk}, cache.get());
-    if (interrupted()) return finish(FinishReason::interrupted);
+  for (bool first = true; !engine.idle();) {
+    for (const StepOutput& output : engine.step()) {
+      if (std::exchange(first, false)) {
+        decode_start = Clock::now();
+        result.prefill_seconds = std::chrono::duration<double>(decode_start - start).count();
+      }
+      if (output.error != nullptr) throw *output.error;
+      if (output.token >= 0) {
+        result.tokens.push_back(output.token);
+        if (!output.logprobs.empty()) result.logprobs.emplace_back(output.logprobs.begin(), output.logprobs.end());
+        if (filter.push(characters.push(token_bytes(output.token)))) return finish(FinishReason::stop);
+      }
+      if (output.finished) return finish(*output.finished);
+    }
+    if (interrupted()) break;
   }
-  std::int32_t token = next_token(prompt);
-  decode_start = Clock::now();
-  result.prefill_seconds = std::chrono::duration<double>(decode_start - start).count();
-  for (;;) {
-    if (ends_sequence(token)) return finish(FinishReason::eos);
-    result.tokens.push_back(token);
-    if (filter.push(characters.push(token_bytes(token)))) return finish(FinishReason::stop);
-    if (static_cast<std::int64_t>(result.tokens.size()) >= limit) return finish(FinishReason::length);
-    if (interrupted()) return finish(FinishReason::interrupted);
-    token = next_token({&token, 1});
-  }
+  return finish(FinishReason::interrupted);
 }
 
 }  // namespace spear

@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
-#include "engine/sampler.h"
-#include "model/forward_model.h"
+#include "engine/engine.h"
+#include "engine/request.h"
 
 namespace spear {
 
@@ -19,13 +19,13 @@ struct GenerateOptions {
   std::vector<std::string> stop = {};            ///< text that ends the output and is not part of it
   std::vector<std::int64_t> eos_token_ids = {};  ///< in addition to those of the model's config
   bool ignore_eos = false;
+  KvCacheType kv_cache_type = KvCacheType::bf16;
 };
-
-enum class FinishReason { eos, stop, length, interrupted };
-const char* name(FinishReason reason);  ///< "eos", "stop", "length", "interrupted"
 
 struct GenerateResult {
   std::vector<std::int32_t> tokens;  ///< generated tokens, the end-of-sequence token left out
+  /// By token, with SamplingOptions::logprobs: see Sampler::logprobs.
+  std::vector<std::vector<TokenLogprob>> logprobs;
   std::string text;
   FinishReason reason = FinishReason::length;
   double prefill_seconds = 0, decode_seconds = 0;
@@ -38,8 +38,8 @@ using TextSink = std::function<void(std::string_view)>;
 
 /// Throws Error(usage) for an empty prompt, or one that leaves no room for a token within max_position_embeddings
 /// (it is never cut). Output that reaches that limit ends with FinishReason::length. Ctrl-C ends it with
-/// FinishReason::interrupted and keeps what there is.
-GenerateResult generate(ForwardModel& model, std::span<const std::int32_t> prompt, const GenerateOptions& options,
+/// FinishReason::interrupted and keeps what there is. Runs as the only request of an Engine.
+GenerateResult generate(PagedModel& model, std::span<const std::int32_t> prompt, const GenerateOptions& options,
                         const TokenBytes& token_bytes, const TextSink& sink = {});
 
 }  // namespace spear

@@ -1,6 +1,10 @@
 #include "ops/cpu_model.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <array>
+#include <optional>
 
 #include "base/error.h"
 #include "model/transformer.h"
@@ -8,22 +12,88 @@
 
 namespace spear {
 
+namespace {
+
+template <class Value, std::size_t N>
+Value parse_name(std::string_view text, const std::array<const char*, N>& names, const char* option) {
+  for (std::size_t i = 0; i < N; ++i) {
+    if (text == names[i]) return static_cast<Value>(i);
+  }
+  throw usage_error(fmt::format("unknown value '{}'", text), option, fmt::format("use {}", fmt::join(names, ", ")));
+}
+
+}  // namespace
+
+Activations parse_activations(std::string_view text) {
+  return parse_name<Activations, 3>(text, {"a32", "a16", "a8"}, "--activations");
+}
+HeadType parse_head_type(std::string_view text) {
+  return parse_name<HeadType, 3>(text, {"int8", "bf16", "w4"}, "--head-dtype");
+}
+
 struct CpuModel::State {
   State(ModelWeights source, const CpuModelOptions& options)
       : weights(std::move(source)),
-        prepared(weights),
         kernels(default_kernels()),
-        pool(options.threads),
-        ops(prepared, kernels, pool) {
-    ops.set_compensators(options.compensators);
+        pool(std::in_place, options.threads),
+        prepared(weights, options, *pool),
+        ops(prepared, kernels, *pool),
+        plan(weights.config),
+        kv_cache_type(options.kv_cache_type) {
+    prepared.release(weights);
+    set_compensators(options.compensators);
+  }
+  void set_compensators(bool on) {
+    compensators = on;
+    ops.set_compensators(on);
+  }
+
+  /// Final normalized hidden states, kept until the next call. The chunks have been checked.
+  std::span<const float> run(std::span<const SequenceChunk> chunks, CpuPagedKvCache& cache) {
+    tokens.clear();
+    for (const SequenceChunk& chunk : chunks) tokens.insert(tokens.end(), chunk.tokens.begin(), chunk.tokens.end());
+    plan.build(chunks, pool->size());
+    CpuOps::Batch batch{tokens, &plan, &cache};
+    hidden = transformer(ops, weights.config, batch);
+    return hidden.values();
   }
 
   ModelWeights weights;
-  CpuWeights prepared;  // views of `weights`
   const Kernels& kernels;
-  ThreadPool pool;
+  std::optional<ThreadPool> pool;  // replaced in place: `ops` refers to it
+  CpuWeights prepared;             // views of `weights`
   CpuOps ops;
+  bool compensators = true;
+  AttentionPlan plan;
+  KvCacheType kv_cache_type;
+  std::vector<std::int32_t> tokens;  // of the step, in rows
+  CpuOps::Activation hidden;
 };
+
+namespace {
+
+void check_tokens(std::span<const std::int32_t> tokens, const ModelConfig& config) {
+  for (const std::int32_t token : tokens) {
+    if (token >= 0 && token < config.vocab_size) continue;
+    throw bad_input(fmt::format("token {} is outside the vocabulary of {}", token, config.vocab_size), "",
+                    "use the tokenizer that belongs to this model");
+  }
+}
+
+void check_chunk(const SequenceChunk& chunk, const CpuPagedKvCache& cache) {
+  const auto count = static_cast<std::int64_t>(chunk.tokens.size());
+  const auto held = static_cast<std::int64_t>(chunk.block_table.size()) * cache.block_size();
+  if (count < 1 || chunk.first_position < 0 || chunk.first_position > held - count) {
+    throw usage_error(
+        fmt::format("a chunk of {} tokens at position {} with blocks for {}", count, chunk.first_position, held));
+  }
+  for (const std::int32_t id : chunk.block_table) {
+    if (id >= 0 && id < cache.num_blocks()) continue;
+    throw usage_error(fmt::format("block {} of a cache of {}", id, cache.num_blocks()));
+  }
+}
+
+}  // namespace
 
 CpuModel::CpuModel(ModelWeights weights, const CpuModelOptions& options)
     : state_(std::make_unique<State>(std::move(weights), options)) {}
@@ -33,13 +103,28 @@ CpuModel& CpuModel::operator=(CpuModel&&) noexcept = default;
 
 const ModelConfig& CpuModel::config() const { return state_->weights.config; }
 const ModelWeights& CpuModel::weights() const { return state_->weights; }
-void CpuModel::set_compensators(bool on) { state_->ops.set_compensators(on); }
+void CpuModel::set_compensators(bool on) { state_->set_compensators(on); }
 void CpuModel::set_observer(ActivationObserver observer) { state_->ops.set_observer(std::move(observer)); }
 std::string_view CpuModel::isa() const { return state_->kernels.isa; }
-int CpuModel::threads() const { return state_->pool.size(); }
+int CpuModel::threads() const { return state_->pool->size(); }
+void CpuModel::set_threads(int threads) { state_->pool.emplace(threads); }
+Activations CpuModel::activations() const { return state_->prepared.activations; }
+std::int64_t CpuModel::bytes_per_token() const { return state_->prepared.bytes_per_token(state_->compensators); }
 
 std::unique_ptr<KvCache> CpuModel::make_cache(std::int64_t batch, std::int64_t capacity) {
-  return std::make_unique<CpuKvCache>(config(), config().num_hidden_layers, batch, capacity);
+  return std::make_unique<CpuKvCache>(config(), config().num_hidden_layers, batch, capacity, state_->kv_cache_type);
+}
+
+KvCacheType CpuModel::kv_cache_type() const { return state_->kv_cache_type; }
+
+std::int64_t CpuModel::block_size() const { return kBlockTokens; }
+
+std::int64_t CpuModel::block_bytes(KvCacheType type) const {
+  return config().num_hidden_layers * config().num_key_value_heads * block_layout(type, config().head_dim).bytes;
+}
+
+std::unique_ptr<PagedKvCache> CpuModel::make_paged_cache(std::int64_t num_blocks, KvCacheType type) {
+  return std::make_unique<CpuPagedKvCache>(config(), config().num_hidden_layers, num_blocks, type);
 }
 
 std::vector<float> CpuModel::hidden_states(const TokenBatch& tokens, KvCache* cache) {
@@ -48,16 +133,11 @@ std::vector<float> CpuModel::hidden_states(const TokenBatch& tokens, KvCache* ca
     throw usage_error(
         fmt::format("{} tokens do not make {} sequences of {}", tokens.tokens.size(), tokens.batch, tokens.length));
   }
-  for (const std::int32_t token : tokens.tokens) {
-    if (token < 0 || token >= config().vocab_size) {
-      throw bad_input(fmt::format("token {} is outside the vocabulary of {}", token, config().vocab_size), "",
-                      "use the tokenizer that belongs to this model");
-    }
-  }
+  check_tokens(tokens.tokens, config());
   std::unique_ptr<CpuKvCache> own;
   auto* held = dynamic_cast<CpuKvCache*>(cache);
   if (cache == nullptr) {
-    own = std::make_unique<CpuKvCache>(config(), 1, tokens.batch, tokens.length);
+    own = std::make_unique<CpuKvCache>(config(), 1, tokens.batch, tokens.length, state_->kv_cache_type);
     held = own.get();
   } else if (held == nullptr || held->batch() != tokens.batch) {
     throw usage_error("the cache was made by another model, or for another number of sequences");
@@ -67,10 +147,26 @@ std::vector<float> CpuModel::hidden_states(const TokenBatch& tokens, KvCache* ca
         fmt::format("{} tokens after {} exceed the cache of {}", tokens.length, held->length(), held->capacity()), "",
         "make a cache with more capacity");
   }
-  CpuOps::Batch batch{tokens, held, RotaryTable(config(), held->length(), tokens.length)};
-  auto hidden = transformer(state_->ops, config(), batch);
+  std::vector<SequenceChunk> chunks;
+  for (std::int64_t s = 0; s < tokens.batch; ++s) {
+    const auto length = static_cast<std::size_t>(tokens.length);
+    chunks.push_back(
+        {tokens.tokens.subspan(static_cast<std::size_t>(s) * length, length), held->length(), held->block_table(s)});
+  }
+  const auto hidden = state_->run(chunks, held->paged());
   held->advance(tokens.length);
-  return {hidden.values().begin(), hidden.values().end()};
+  return {hidden.begin(), hidden.end()};
+}
+
+std::span<const float> CpuModel::step(std::span<const SequenceChunk> chunks, PagedKvCache& cache) {
+  auto* const paged = dynamic_cast<CpuPagedKvCache*>(&cache);
+  if (paged == nullptr) throw usage_error("the cache was made by another model");
+  if (chunks.empty()) throw usage_error("a step without tokens");
+  for (const SequenceChunk& chunk : chunks) {
+    check_chunk(chunk, *paged);
+    check_tokens(chunk.tokens, config());
+  }
+  return state_->run(chunks, *paged);
 }
 
 void CpuModel::logits(std::span<const float> hidden, std::span<float> out) {

@@ -9,3 +9,26 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(flags ${flags} -mavx512f -Wno-uninitialized -Wno-maybe-uninitialized)
   set_source_files_properties(${kernels}/kernels_avx512.cc PROPERTIES COMPILE_OPTIONS "${flags}")
 endif()
+
+# The packed kernels (src/ops/cpu/packed_impl.h) say themselves where a multiply-add is fused.
+set(flags -O3 -ffp-contract=off)
+set_source_files_properties(${kernels}/packed_generic.cc PROPERTIES COMPILE_OPTIONS "${flags}")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  set(flags ${flags} -mavx2 -mfma -mf16c)
+  set_source_files_properties(${kernels}/packed_avx2.cc PROPERTIES COMPILE_OPTIONS "${flags}")
+  set(flags ${flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mprefer-vector-width=512
+            -Wno-uninitialized -Wno-maybe-uninitialized)
+  set_source_files_properties(${kernels}/packed_avx512.cc PROPERTIES COMPILE_OPTIONS "${flags}")
+endif()
+
+# Attention has units of its own: bf16 instructions are worth one more there.
+set(attention_flags -O3 -ffp-contract=fast)
+set_source_files_properties(${kernels}/attention_generic.cc PROPERTIES COMPILE_OPTIONS "${attention_flags}")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  set(attention_flags ${attention_flags} -mavx2 -mfma -mf16c)
+  set_source_files_properties(${kernels}/attention_avx2.cc PROPERTIES COMPILE_OPTIONS "${attention_flags}")
+  set(attention_flags ${attention_flags} -mavx512f -Wno-uninitialized -Wno-maybe-uninitialized)
+  set_source_files_properties(${kernels}/attention_avx512.cc PROPERTIES COMPILE_OPTIONS "${attention_flags}")
+  set(attention_flags ${attention_flags} -mavx512bw -mavx512vl -mavx512dq -mavx512bf16)
+  set_source_files_properties(${kernels}/attention_avx512bf16.cc PROPERTIES COMPILE_OPTIONS "${attention_flags}")
+endif()

@@ -108,6 +108,14 @@ TEST_F(CliTest, UsageErrorsEndWithTwoAndNameTheNearest) {
   expect_usage("generate --model x --prompt y --temperature -1", "--temperature");
   expect_usage("generate --model x --prompt y --top-p 0", "--top-p");
   expect_usage("generate --model x --prompt y --compensators maybe", "--compensators");
+  expect_usage("generate --model x --prompt y --frequency-penalty 3", "--frequency-penalty");
+  expect_usage("generate --model x --prompt y --repetition-penalty 0", "--repetition-penalty");
+  for (const char* bias : {"x", "1", "1=", "=2", "1=2x", "1=200", "-1=2"}) {
+    expect_usage(std::string("generate --model x --prompt y --logit-bias ") + bias, "--logit-bias");
+  }
+  expect_usage("generate --model x --prompt y --logprobs 2", "--json");
+  expect_usage("generate --model x --prompt y --json --logprobs 21", "--logprobs");
+  expect_usage("generate --model x --prompt y --kv-cache-dtype f16", "--kv-cache-dtype");
   expect_usage("eval --model " + model(), "nothing to evaluate");
   expect_usage("completions tcsh", "tcsh");
   expect_usage("inspect --model " + model() + " surplus", "surplus");
@@ -176,8 +184,31 @@ TEST_F(CliTest, GenerateRefusesAPromptThatDoesNotFit) {
   EXPECT_EQ(spear("generate --model " + model() + " --prompt x --chat").code, 2);  // it has no chat template
 }
 
+TEST_F(CliTest, GenerateWithPenaltiesBiasAndLogprobs) {
+  const std::string command = "generate --json --ignore-eos --max-tokens 6 --prompt 'One two' --model " + model();
+  const json plain = json::parse(spear(command + " --logprobs 2").out);
+  ASSERT_EQ(plain.at("logprobs").size(), 6U);
+  for (std::size_t i = 0; i < 6; ++i) {
+    const json& token = plain.at("logprobs").at(i);
+    EXPECT_EQ(token.at("token"), plain.at("tokens").at(i));
+    EXPECT_EQ(token.at("top").at(0).at("token"), token.at("token"));  // greedy
+    EXPECT_LE(token.at("top").at(1).at("logprob"), token.at("logprob"));
+  }
+  const int first = plain.at("tokens").at(0);
+  const json banned = json::parse(spear(command + fmt::format(" --logit-bias {}=-100 --logit-bias 1=0.5", first)).out);
+  EXPECT_NE(banned.at("tokens").at(0), first);
+  EXPECT_FALSE(banned.contains("logprobs"));
+  const json penalized = json::parse(spear(command + " --presence-penalty 2 --frequency-penalty 2").out);
+  EXPECT_EQ(penalized.at("tokens").at(0), first);
+  EXPECT_EQ(spear(command + " --logit-bias 100000000=1").code, 3);
+}
+
 TEST_F(CliTest, EvalAgainstItselfAndAgainstTheParent) {
-  const std::string data = " --text " + text().string() + " --context 32 --windows 4 --json";
+  const std::string served = " --text " + text().string() + " --context 32 --windows 4 --json";
+  const std::string data = served + " --kv-cache-dtype f32";
+  const json rounded = json::parse(spear("eval --model " + model() + " --reference " + model() + served).out);
+  EXPECT_EQ(rounded.at("kv_cache_dtype"), "bf16");  // as it is served: keys and values rounded, the reference's not
+  EXPECT_NEAR(rounded.at("kl").at("value").get<double>(), 0, 1e-3);
   const json self = json::parse(spear("eval --model " + model() + " --reference " + model() + data).out);
   EXPECT_EQ(self.at("schema"), "spear.eval/1");
   EXPECT_NEAR(self.at("kl").at("value").get<double>(), 0, 1e-6);
@@ -335,7 +366,7 @@ TEST_F(CliTest, LinksNoTorch) {
   const Outcome run = shell(std::string("ldd ") + SPEAR_BINARY);
   if (run.code != 0) GTEST_SKIP() << "no ldd";
   EXPECT_THAT(run.out, HasSubstr("libstdc++"));
-  for (const char* library : {"torch", "c10", "python"}) EXPECT_THAT(run.out, Not(HasSubstr(library)));
+  for (const char* library : {"libtorch", "libc10", "libpython"}) EXPECT_THAT(run.out, Not(HasSubstr(library)));
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ namespace spear {
 namespace {
 
 /// Says a fixed sequence of tokens, whatever it reads; remembers what it was given.
-class Parrot final : public ForwardModel {
+class Parrot final : public PagedModel {
  public:
   explicit Parrot(std::vector<std::int32_t> script) : script_(std::move(script)) {
     config_.vocab_size = 300;
@@ -17,24 +17,30 @@ class Parrot final : public ForwardModel {
     config_.eos_token_ids = {299};
   }
 
-  struct Cache final : KvCache {
-    std::int64_t held = 0, room = 0;
-    std::int64_t length() const override { return held; }
-    std::int64_t capacity() const override { return room; }
+  struct Cache final : PagedKvCache {
+    std::int64_t blocks = 0;
+    std::int64_t block_size() const override { return 16; }
+    std::int64_t num_blocks() const override { return blocks; }
+    std::int64_t bytes() const override { return 0; }
   };
 
   const ModelConfig& config() const override { return config_; }
-  std::unique_ptr<KvCache> make_cache(std::int64_t, std::int64_t capacity) override {
+  std::int64_t block_size() const override { return 16; }
+  std::int64_t block_bytes(KvCacheType) const override { return 0; }
+  std::unique_ptr<PagedKvCache> make_paged_cache(std::int64_t num_blocks, KvCacheType) override {
     auto cache = std::make_unique<Cache>();
-    cache->room = capacity;
+    cache->blocks = num_blocks;
     return cache;
   }
-  std::vector<float> hidden_states(const TokenBatch& batch, KvCache* cache) override {
-    auto& held = *dynamic_cast<Cache*>(cache);
-    held.held += batch.length;
-    EXPECT_LE(held.held, held.room);
-    seen.insert(seen.end(), batch.tokens.begin(), batch.tokens.end());
-    return std::vector<float>(static_cast<std::size_t>(batch.length));
+  std::span<const float> step(std::span<const SequenceChunk> chunks, PagedKvCache& cache) override {
+    EXPECT_EQ(chunks.size(), 1U);
+    const auto& chunk = chunks.front();
+    EXPECT_EQ(chunk.first_position, static_cast<std::int64_t>(seen.size()));
+    seen.insert(seen.end(), chunk.tokens.begin(), chunk.tokens.end());
+    EXPECT_LE(seen.size(), chunk.block_table.size() * 16);
+    EXPECT_LE(chunk.block_table.size(), static_cast<std::size_t>(cache.num_blocks()));
+    hidden_.assign(chunk.tokens.size(), 0.0F);
+    return hidden_;
   }
   void logits(std::span<const float>, std::span<float> out) override {
     std::fill(out.begin(), out.end(), 0.0F);
@@ -46,6 +52,7 @@ class Parrot final : public ForwardModel {
 
  private:
   std::vector<std::int32_t> script_;
+  std::vector<float> hidden_;
   std::size_t said_ = 0;
 };
 

@@ -4,118 +4,116 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
-#include "ops/comparison.h"
-#include "ops/random_model.h"
+#include "ops/cpu/kernels.h"
+#include "ops/paged_attention.h"
 
 namespace spear {
 namespace {
 
-using testing::as_matrix;
-using testing::random_floats;
+using testing::attend_alone;
+using testing::AttentionInputs;
+using testing::AttentionShape;
+using testing::config_of;
+using testing::PagedAttention;
+using testing::random_inputs;
+using testing::reference;
 using testing::relative_error;
 
-ModelConfig config_of(const AttentionShape& shape) {
-  ModelConfig config;
-  config.num_attention_heads = shape.heads;
-  config.num_key_value_heads = shape.kv_heads;
-  config.head_dim = shape.head_dim;
-  config.rope_theta = 10000.0;
-  return config;
+constexpr KvCacheType kTypes[] = {KvCacheType::f32, KvCacheType::bf16, KvCacheType::int8};
+
+/// bf16 rounds queries, keys, values and weights to 8 bits; int8 rounds keys and values to 1 / 254 of their maximum.
+double tolerance(KvCacheType type) {
+  return type == KvCacheType::f32 ? 1e-6 : type == KvCacheType::bf16 ? 5e-3 : 1.5e-2;
 }
 
-struct Inputs {
-  std::vector<float> q, k, v;
-};
-
-Inputs random_inputs(const AttentionShape& shape, std::uint64_t seed) {
-  const std::int64_t rows = shape.batch * shape.length;
-  return {random_floats(rows * shape.heads * shape.head_dim, seed),
-          random_floats(rows * shape.kv_heads * shape.head_dim, seed + 1),
-          random_floats(rows * shape.kv_heads * shape.head_dim, seed + 2)};
-}
-
-RefMatrix reference(const AttentionShape& shape, const Inputs& in) {
-  const std::int64_t rows = shape.batch * shape.length;
-  auto q = as_matrix(in.q, rows, shape.heads * shape.head_dim);
-  auto k = as_matrix(in.k, rows, shape.kv_heads * shape.head_dim);
-  ref::rotate(q, shape.head_dim, 10000.0, 0, shape.length);
-  ref::rotate(k, shape.head_dim, 10000.0, 0, shape.length);
-  return ref::attention(q, k, as_matrix(in.v, rows, shape.kv_heads * shape.head_dim), shape.length, shape.head_dim);
-}
-
-class AttentionTest : public ::testing::TestWithParam<const Kernels*> {
+class AttentionTest : public ::testing::TestWithParam<const char*> {
  protected:
-  const Kernels& kernels_ = *GetParam();
+  const AttentionKernels& kernels_ = attention_kernels_for(GetParam());
   ThreadPool pool_{2};
-
-  /// The tokens in calls of the given lengths, one after another, through one cache.
-  std::vector<float> run(const AttentionShape& shape, const Inputs& in, std::span<const std::int64_t> calls) {
-    const ModelConfig config = config_of(shape);
-    CpuKvCache cache(config, 1, shape.batch, shape.length + 3);
-    const std::int64_t width = shape.heads * shape.head_dim, kv_width = shape.kv_heads * shape.head_dim;
-    std::vector<float> out(in.q.size(), std::numeric_limits<float>::quiet_NaN());
-    std::int64_t first = 0;
-    for (const std::int64_t length : calls) {
-      const auto part = [&](const std::vector<float>& source, std::int64_t cols) {
-        std::vector<float> rows;
-        for (std::int64_t b = 0; b < shape.batch; ++b) {
-          const auto begin = source.begin() + (b * shape.length + first) * cols;
-          rows.insert(rows.end(), begin, begin + length * cols);
-        }
-        return rows;
-      };
-      auto q = part(in.q, width), k = part(in.k, kv_width), v = part(in.v, kv_width);
-      std::vector<float> y(q.size(), std::numeric_limits<float>::quiet_NaN());
-      AttentionShape call = shape;
-      call.length = length;
-      attend(pool_, kernels_, call, 0, q.data(), k.data(), v.data(), RotaryTable(config, first, length), cache,
-             y.data());
-      cache.advance(length);
-      for (std::int64_t b = 0; b < shape.batch; ++b) {
-        std::copy_n(y.begin() + b * length * width, length * width, out.begin() + (b * shape.length + first) * width);
-      }
-      first += length;
-    }
-    return out;
-  }
 };
 
 TEST_P(AttentionTest, MatchesTheReference) {
-  for (const AttentionShape shape : {AttentionShape{1, 1, 1, 1, 2},
-                                     {1, 5, 4, 4, 8},
-                                     {2, 33, 6, 2, 10},
-                                     {1, 70, 9, 3, 64},
-                                     {3, 31, 8, 1, 36},
-                                     {1, 97, 2, 2, 40}}) {
-    const Inputs in = random_inputs(shape, 10);
-    EXPECT_LT(relative_error(run(shape, in, {{shape.length}}), reference(shape, in).values), 1e-6) << fmt::format(
-        "{} x {} tokens, {}/{} heads of {}", shape.batch, shape.length, shape.heads, shape.kv_heads, shape.head_dim);
+  for (const AttentionShape shape : {AttentionShape{1, 1, 1, 2},
+                                     {5, 4, 4, 8},
+                                     {33, 6, 2, 10},
+                                     {70, 9, 3, 64},
+                                     {31, 8, 1, 36},
+                                     {97, 2, 2, 40},
+                                     {20, 64, 1, 16},
+                                     {40, 5, 5, 128},
+                                     {34, 7, 1, 80},
+                                     {290, 2, 1, 256}}) {
+    const AttentionInputs in = random_inputs(shape, 10);
+    const auto expected = reference(in);
+    for (const KvCacheType type : kTypes) {
+      EXPECT_LT(relative_error(attend_alone(pool_, kernels_, in, type), expected), tolerance(type)) << fmt::format(
+          "{}: {} tokens, {}/{} heads of {}", name(type), shape.length, shape.heads, shape.kv_heads, shape.head_dim);
+    }
   }
 }
 
-TEST_P(AttentionTest, TokenByTokenEqualsTheWhole) {
-  const AttentionShape shape{2, 40, 6, 2, 12};
-  const Inputs in = random_inputs(shape, 20);
-  const auto expected = reference(shape, in).values;
-  EXPECT_LT(relative_error(run(shape, in, std::vector<std::int64_t>(40, 1)), expected), 1e-6);
-  EXPECT_LT(relative_error(run(shape, in, {{33, 1, 1, 5}}), expected), 1e-6);
+TEST_P(AttentionTest, LengthsAroundEveryEdge) {
+  for (const std::int64_t length : {1, 2, 15, 16, 17, 31, 32, 33, 63, 65, 255, 256, 257, 258, 511, 513, 770}) {
+    const AttentionInputs in = random_inputs({length, 3, 1, 12}, 50 + static_cast<std::uint64_t>(length));
+    const auto expected = reference(in);
+    for (const KvCacheType type : kTypes) {
+      EXPECT_LT(relative_error(attend_alone(pool_, kernels_, in, type), expected), tolerance(type))
+          << name(type) << " " << length;
+    }
+  }
+}
+
+TEST_P(AttentionTest, ChunkingDoesNotChangeABit) {
+  const AttentionInputs in = random_inputs({300, 6, 2, 20}, 20);
+  for (const KvCacheType type : kTypes) {
+    const auto whole = attend_alone(pool_, kernels_, in, type);
+    EXPECT_EQ(attend_alone(pool_, kernels_, in, type, std::vector<std::int64_t>(300, 1)), whole) << name(type);
+    EXPECT_EQ(attend_alone(pool_, kernels_, in, type, {{33, 1, 1, 200, 7, 15}}), whole) << name(type);
+    EXPECT_EQ(attend_alone(pool_, kernels_, in, type, {{256, 1, 31}}), whole) << name(type);
+  }
+}
+
+TEST_P(AttentionTest, BatchesAndThreadsDoNotChangeABit) {
+  const AttentionShape shape{700, 6, 2, 20};
+  std::vector<AttentionInputs> in;
+  for (const std::int64_t length : {700, 40, 1, 300, 33}) {
+    in.push_back(random_inputs({length, 6, 2, 20}, 70 + static_cast<std::uint64_t>(length)));
+  }
+  for (const KvCacheType type : kTypes) {
+    for (const int threads : {1, 2, 3}) {
+      ThreadPool pool(threads);
+      PagedAttention run(pool, kernels_, shape, type, 64);
+      for (const auto& sequence : in) run.add(sequence);
+      // Prefill chunks and decodes mixed; the long sequence ends in decodes that are split over its keys.
+      run.step(std::vector<std::int64_t>{600, 39, 0, 100, 0});
+      run.step(std::vector<std::int64_t>{97, 1, 1, 150, 20});
+      run.step(std::vector<std::int64_t>{1, 0, 0, 49, 1});
+      run.step(std::vector<std::int64_t>{1, 0, 0, 1, 12});
+      run.step(std::vector<std::int64_t>{1, 0, 0, 0, 0});
+      for (std::size_t s = 0; s < in.size(); ++s) {
+        EXPECT_EQ(run.output(s), attend_alone(pool_, kernels_, in[s], type))
+            << name(type) << ", sequence " << s << ", " << threads << " threads";
+      }
+    }
+  }
 }
 
 TEST_P(AttentionTest, TheComparisonSeesPlantedFaults) {
-  const AttentionShape shape{1, 20, 6, 2, 8};
-  const Inputs in = random_inputs(shape, 30);
-  const auto expected = reference(shape, in).values;
-  const auto error_of = [&](const Inputs& planted) { return relative_error(run(shape, planted, {{20}}), expected); };
-  EXPECT_LT(error_of(in), 1e-6);
+  const AttentionInputs in = random_inputs({20, 6, 2, 8}, 30);
+  const auto expected = reference(in);
+  const auto error_of = [&](const AttentionInputs& planted) {
+    return relative_error(attend_alone(pool_, kernels_, planted, KvCacheType::bf16), expected);
+  };
+  EXPECT_LT(error_of(in), tolerance(KvCacheType::bf16));
 
-  Inputs permuted = in;  // query heads 2 and 3, which belong to different key heads, change places
+  AttentionInputs permuted = in;  // query heads 2 and 3, which belong to different key heads, change places
   for (std::int64_t t = 0; t < 20; ++t) {
     std::swap_ranges(permuted.q.begin() + (t * 6 + 2) * 8, permuted.q.begin() + (t * 6 + 3) * 8,
                      permuted.q.begin() + (t * 6 + 3) * 8);
   }
   EXPECT_GT(error_of(permuted), 0.1);
 
-  Inputs interleaved = in;  // rotary pairs (2i, 2i + 1), as GGUF stores llama's q and k
+  AttentionInputs interleaved = in;  // rotary pairs (2i, 2i + 1), as GGUF stores llama's q and k
   for (auto* part : {&interleaved.q, &interleaved.k}) {
     for (std::size_t head = 0; head < part->size(); head += 8) {
       const std::vector<float> old(part->begin() + static_cast<std::ptrdiff_t>(head),
@@ -130,29 +128,61 @@ TEST_P(AttentionTest, TheComparisonSeesPlantedFaults) {
 }
 
 TEST_P(AttentionTest, TheFutureIsNotSeen) {
-  const AttentionShape shape{1, 40, 2, 1, 8};
-  Inputs in = random_inputs(shape, 40);
-  const auto before = run(shape, in, {{40}});
-  for (std::int64_t i = 25 * 8; i < 40 * 8; ++i)
-    in.k[static_cast<std::size_t>(i)] = in.v[static_cast<std::size_t>(i)] = 1e6F;
-  const auto after = run(shape, in, {{40}});
-  EXPECT_TRUE(std::equal(before.begin(), before.begin() + 25 * 16, after.begin()));
+  AttentionInputs in = random_inputs({40, 2, 1, 8}, 40);
+  for (const KvCacheType type : kTypes) {
+    const auto before = attend_alone(pool_, kernels_, in, type);
+    AttentionInputs changed = in;
+    for (std::size_t i = 25 * 8; i < 40 * 8; ++i) changed.k[i] = changed.v[i] = 1e6F;
+    const auto after = attend_alone(pool_, kernels_, changed, type);
+    EXPECT_TRUE(std::equal(before.begin(), before.begin() + 25 * 16, after.begin())) << name(type);
+  }
 }
 
-TEST(CpuKvCacheTest, RefusesWhatDoesNotFitInMemory) {
-  const ModelConfig config = config_of({1, 1, 8, 8, 128});
+/// The best one, so that a machine without an instruction set still runs the rest.
+std::vector<const char*> instruction_sets() {
+  std::vector<const char*> names;
+  for (const Kernels* table : available_kernels()) names.push_back(table->isa);
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, AttentionTest, ::testing::ValuesIn(instruction_sets()),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(AttentionKernelsTest, InstructionSetsAgree) {
+  const AttentionInputs in = random_inputs({300, 6, 2, 48}, 60);
+  ThreadPool pool(1);
+  for (const KvCacheType type : kTypes) {
+    const auto generic = attend_alone(pool, attention_kernels_for("generic"), in, type);
+    const std::vector<double> expected(generic.begin(), generic.end());
+    for (const char* isa : instruction_sets()) {
+      // The same roundings to bf16 everywhere; only where a weight lies on an edge may they differ.
+      EXPECT_LT(relative_error(attend_alone(pool, attention_kernels_for(isa), in, type), expected),
+                type == KvCacheType::f32 ? 1e-6 : 2e-4)
+          << isa << " " << name(type);
+    }
+  }
+}
+
+TEST(PagedKvCacheTest, RefusesWhatDoesNotFitInMemory) {
+  const ModelConfig config = config_of({1, 8, 8, 128});
   try {
-    CpuKvCache cache(config, 32, 1, std::int64_t{1} << 50);
+    CpuPagedKvCache cache(config, 32, std::int64_t{1} << 45, KvCacheType::bf16);
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::out_of_resources);
   }
   EXPECT_THROW(CpuKvCache(config, 1, 0, 1), Error);
+  EXPECT_THROW(CpuPagedKvCache(config, 1, 0, KvCacheType::f32), Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, AttentionTest,
-                         ::testing::ValuesIn(available_kernels().begin(), available_kernels().end()),
-                         [](const auto& info) { return std::string(info.param->isa); });
+TEST(PagedKvCacheTest, MemoryIsWhatTheTypeNeeds) {
+  const ModelConfig config = config_of({1, 9, 3, 64});
+  const auto bytes = [&](KvCacheType type) { return CpuPagedKvCache(config, 30, 10, type).bytes(); };
+  const std::int64_t values = 30 * 10 * 32 * 3 * 64 * 2;
+  EXPECT_EQ(bytes(KvCacheType::f32), 4 * values);
+  EXPECT_EQ(bytes(KvCacheType::bf16), 2 * values);
+  EXPECT_EQ(bytes(KvCacheType::int8), values + 30 * 10 * 32 * 3 * 2 * 4);
+}
 
 }  // namespace
 }  // namespace spear

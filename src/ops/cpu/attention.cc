@@ -1,146 +1,292 @@
 #include "ops/cpu/attention.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+#include <array>
 #include <cmath>
-
-#include "base/error.h"
-#include "base/progress.h"
-#include "base/resources.h"
-#include "ops/cpu/linear.h"
 
 namespace spear {
 namespace {
 
-constexpr std::int64_t kQueryBlock = 32;  // positions whose scores are computed together, for all heads of a group
+constexpr std::int64_t kTileRows = 48;       // query rows per item: their scores of a segment stay in L2
+constexpr std::int64_t kItemsPerThread = 4;  // enough to even out, few enough to draw
+constexpr std::int64_t kInlineCost = 64;     // below this a wake-up costs more than it saves
+constexpr std::int64_t kBlocksAhead = 3;     // of the next segment, to be prefetched
+constexpr double kLog2E = 1.4426950408889634;
 
-/// First, last, second, second to last, ...: causal blocks grow, so neighbours in this order cost the same together.
-std::int64_t balanced_order(std::int64_t i, std::int64_t count) { return i % 2 == 0 ? i / 2 : count - 1 - i / 2; }
-
-/// Copies k and v of every token into the cache.
-void append(const AttentionShape& shape, std::int64_t layer, const float* k, const float* v, CpuKvCache& cache) {
-  const std::int64_t d = shape.head_dim;
-  for (std::int64_t sequence = 0; sequence < shape.batch; ++sequence) {
-    for (std::int64_t head = 0; head < shape.kv_heads; ++head) {
-      float* keys = cache.keys(layer, sequence, head) + cache.length() * d;
-      float* values = cache.values(layer, sequence, head) + cache.length() * d;
-      for (std::int64_t t = 0; t < shape.length; ++t) {
-        const std::int64_t source = ((sequence * shape.length + t) * shape.kv_heads + head) * d;
-        std::copy_n(k + source, d, keys + t * d);
-        std::copy_n(v + source, d, values + t * d);
-      }
-    }
-  }
+template <class T>
+T* grown(std::vector<T>& buffer, std::int64_t size) {
+  if (static_cast<std::int64_t>(buffer.size()) < size) buffer.resize(static_cast<std::size_t>(size));
+  return buffer.data();
 }
 
-/// All query heads of one key/value head, for positions [begin, end) of one sequence.
-void attend_block(const Kernels& kernels, const AttentionShape& shape, std::int64_t layer, std::int64_t sequence,
-                  std::int64_t kv_head, std::int64_t begin, std::int64_t end, const float* q, CpuKvCache& cache,
-                  float* out) {
-  const std::int64_t d = shape.head_dim;
-  const std::int64_t group = shape.heads / shape.kv_heads;
-  const std::int64_t positions = end - begin;
-  const std::int64_t rows = group * positions;
-  const std::int64_t visible = cache.length() + end;
-  const float scale = 1.0F / std::sqrt(static_cast<float>(d));
-  thread_local std::vector<float> queries, scores, mixed;
-  queries.resize(static_cast<std::size_t>(rows * d));
-  scores.resize(static_cast<std::size_t>(rows * visible));
-  mixed.resize(static_cast<std::size_t>(rows * d));
-  const auto offset = [&](std::int64_t row) {  // row = head of the group * positions + position
-    const std::int64_t token = sequence * shape.length + begin + row % positions;
-    return (token * shape.heads + kv_head * group + row / positions) * d;
-  };
-
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const float* source = q + offset(row);
-    std::transform(source, source + d, queries.begin() + row * d, [scale](float value) { return value * scale; });
-  }
-  const WeightView keys{WeightKind::f32, visible, d, cache.keys(layer, sequence, kv_head), d * 4};
-  multiply_rows(kernels, keys, 0, visible, queries.data(), d, rows, scores.data(), visible, false);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    float* const row_scores = scores.data() + row * visible;
-    const std::int64_t seen = cache.length() + begin + row % positions + 1;
-    kernels.softmax(row_scores, seen);
-    std::fill(row_scores + seen, row_scores + visible, 0.0F);
-  }
-  multiply_columns(kernels, scores.data(), visible, rows, visible, cache.values(layer, sequence, kv_head), d,
-                   mixed.data(), d);
-  for (std::int64_t row = 0; row < rows; ++row) std::copy_n(mixed.data() + row * d, d, out + offset(row));
-}
+std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-CpuKvCache::CpuKvCache(const ModelConfig& config, std::int64_t layers, std::int64_t batch, std::int64_t capacity)
-    : layers_(layers),
-      batch_(batch),
-      heads_(config.num_key_value_heads),
-      capacity_(capacity),
-      head_dim_(config.head_dim) {
-  if (layers < 1 || batch < 1 || capacity < 1) {
-    throw usage_error(fmt::format("a cache of {} sequences x {} tokens", batch, capacity));
-  }
-  const double floats = static_cast<double>(layers) * static_cast<double>(batch) * static_cast<double>(heads_) *
-                        static_cast<double>(capacity) * static_cast<double>(head_dim_);
-  if (8.0 * floats > static_cast<double>(available_memory_bytes())) {
-    throw out_of_resources(fmt::format("the key/value cache needs {} and {} are free", format_bytes(8.0 * floats),
-                                       format_bytes(static_cast<double>(available_memory_bytes()))),
-                           "", "use fewer tokens of context or fewer sequences at once");
-  }
-  const auto size = static_cast<std::size_t>(layers_ * batch_ * heads_ * capacity_ * head_dim_);
-  keys_.resize(size);
-  values_.resize(size);
-}
-
-RotaryTable::RotaryTable(const ModelConfig& config, std::int64_t first_position, std::int64_t count)
-    : half_(config.head_dim / 2),
-      cos_(static_cast<std::size_t>(count * half_)),
-      sin_(static_cast<std::size_t>(count * half_)) {
-  for (std::int64_t i = 0; i < half_; ++i) {
-    const double frequency =
-        std::pow(config.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim));
-    for (std::int64_t p = 0; p < count; ++p) {
-      const double angle = static_cast<double>(first_position + p) * frequency;
-      cos_[static_cast<std::size_t>(p * half_ + i)] = static_cast<float>(std::cos(angle));
-      sin_[static_cast<std::size_t>(p * half_ + i)] = static_cast<float>(std::sin(angle));
-    }
+AttentionPlan::AttentionPlan(const ModelConfig& config)
+    : heads_(config.num_attention_heads),
+      kv_heads_(config.num_key_value_heads),
+      head_dim_(config.head_dim),
+      group_(heads_ / kv_heads_),
+      tile_positions_(std::max<std::int64_t>(kTileRows / group_, 1)) {
+  for (std::int64_t i = 0; i < head_dim_ / 2; ++i) {
+    inverse_frequency_.push_back(
+        std::pow(config.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim_)));
   }
 }
 
-void RotaryTable::rotate(std::int64_t index, float* head) const {
-  const float* const cos = cos_.data() + index * half_;
-  const float* const sin = sin_.data() + index * half_;
-  for (std::int64_t i = 0; i < half_; ++i) {
-    const float a = head[i], b = head[i + half_];
-    head[i] = a * cos[i] - b * sin[i];
-    head[i + half_] = b * cos[i] + a * sin[i];
+void AttentionPlan::build(std::span<const SequenceChunk> chunks, int threads) {
+  chunks_.assign(chunks.begin(), chunks.end());
+  first_row_.clear();
+  row_chunk_.clear();
+  total_cost_ = 0;
+  for (std::size_t c = 0; c < chunks_.size(); ++c) {
+    const auto length = static_cast<std::int64_t>(chunks_[c].tokens.size());
+    first_row_.push_back(rows());
+    row_chunk_.insert(row_chunk_.end(), chunks_[c].tokens.size(), static_cast<std::int32_t>(c));
+    total_cost_ +=
+        kv_heads_ * ceil_divide(length * group_, 4) * ceil_divide(chunks_[c].first_position + length, kSegmentTokens);
+  }
+  rotations();
+  items_.clear();
+  splits_.clear();
+  partial_floats_ = 0;
+  const std::int64_t target =
+      threads < 2 ? total_cost_ : std::max<std::int64_t>(total_cost_ / (threads * kItemsPerThread), 1);
+  for (std::size_t c = 0; c < chunks_.size(); ++c) add_items(static_cast<std::int32_t>(c), target);
+  std::sort(items_.begin(), items_.end(),
+            [](const AttentionItem& a, const AttentionItem& b) { return a.cost > b.cost; });
+  grown(partials_, partial_floats_);
+  if (pending_size_ < splits_.size()) {
+    pending_size_ = 2 * splits_.size();
+    pending_ = std::make_unique<std::atomic<std::int32_t>[]>(pending_size_);
   }
 }
 
-void attend(ThreadPool& pool, const Kernels& kernels, const AttentionShape& shape, std::int64_t layer, float* q,
-            float* k, const float* v, const RotaryTable& rotary, CpuKvCache& cache, float* out) {
-  const std::int64_t tokens = shape.batch * shape.length;
-  pool.parallel_for(tokens, 16, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t token = begin; token < end; ++token) {
-      const std::int64_t index = token % shape.length;
-      for (std::int64_t h = 0; h < shape.heads; ++h)
-        rotary.rotate(index, q + (token * shape.heads + h) * shape.head_dim);
-      for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
-        rotary.rotate(index, k + (token * shape.kv_heads + h) * shape.head_dim);
+void AttentionPlan::add_items(std::int32_t chunk, std::int64_t target_cost) {
+  const SequenceChunk& c = chunks_[static_cast<std::size_t>(chunk)];
+  const auto length = static_cast<std::int64_t>(c.tokens.size());
+  for (std::int64_t first = 0; first < length; first += tile_positions_) {
+    const std::int64_t queries = std::min(tile_positions_, length - first);
+    const std::int64_t segments = ceil_divide(c.first_position + first + queries, kSegmentTokens);
+    const std::int64_t segment_cost = ceil_divide(queries * group_, 4);
+    const std::int64_t parts = std::min(segments, ceil_divide(segments * segment_cost, target_cost));
+    for (std::int32_t head = 0; head < kv_heads_; ++head) {
+      if (parts > 1) {
+        splits_.push_back({static_cast<std::int32_t>(parts), static_cast<std::int32_t>(segments), partial_floats_});
+        partial_floats_ += segments * queries * group_ * (2 + ceil_divide(head_dim_, kBlockTokens) * kBlockTokens);
+      }
+      for (std::int64_t part = 0; part < parts; ++part) {
+        const std::int64_t begin = segments * part / parts, end = segments * (part + 1) / parts;
+        items_.push_back({chunk, head, static_cast<std::int32_t>(first), static_cast<std::int32_t>(queries),
+                          static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end - begin),
+                          parts > 1 ? static_cast<std::int32_t>(splits_.size()) - 1 : -1,
+                          (end - begin) * segment_cost});
       }
     }
-  });
-  append(shape, layer, k, v, cache);
+  }
+}
 
-  const std::int64_t blocks = (shape.length + kQueryBlock - 1) / kQueryBlock;
-  pool.parallel_for(shape.batch * shape.kv_heads * blocks, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t first = balanced_order(task % blocks, blocks) * kQueryBlock;
-      attend_block(kernels, shape, layer, task / blocks / shape.kv_heads, task / blocks % shape.kv_heads, first,
-                   std::min(first + kQueryBlock, shape.length), q, cache, out);
+void AttentionPlan::rotations() {
+  const std::int64_t half = head_dim_ / 2;
+  float* cos = grown(cos_, rows() * half);
+  float* sin = grown(sin_, rows() * half);
+  for (const SequenceChunk& chunk : chunks_) {
+    for (std::size_t t = 0; t < chunk.tokens.size(); ++t, cos += half, sin += half) {
+      const auto position = static_cast<double>(chunk.first_position + static_cast<std::int64_t>(t));
+      for (std::int64_t i = 0; i < half; ++i) {
+        const double angle = position * inverse_frequency_[static_cast<std::size_t>(i)];
+        cos[i] = static_cast<float>(std::cos(angle));
+        sin[i] = static_cast<float>(std::sin(angle));
+      }
     }
+  }
+}
+
+/// One layer of a plan.
+class AttentionRun {
+ public:
+  AttentionRun(const AttentionKernels& kernels, AttentionPlan& plan, std::int64_t layer, CpuPagedKvCache& cache)
+      : kernels_(kernels), p_(plan), layer_(layer), cache_(cache), width_(cache.layout().panels * kBlockTokens) {
+    for (std::size_t s = 0; s < plan.splits_.size(); ++s) {
+      plan.pending_[s].store(plan.splits_[s].parts, std::memory_order_relaxed);
+    }
+  }
+
+  bool worth_waking() const { return p_.total_cost_ > kInlineCost && p_.items_.size() > 1; }
+
+  void append(std::int64_t row, float* k, const float* v) const {
+    const SequenceChunk& chunk = p_.chunks_[static_cast<std::size_t>(p_.row_chunk_[static_cast<std::size_t>(row)])];
+    const std::int64_t position = position_of(row);
+    const bool last = position + 1 == chunk.first_position + static_cast<std::int64_t>(chunk.tokens.size());
+    const std::int64_t half = p_.head_dim_ / 2;
+    const std::int32_t id = chunk.block_table[static_cast<std::size_t>(position / kBlockTokens)];
+    for (std::int64_t head = 0; head < p_.kv_heads_; ++head) {
+      float* const key = k + (row * p_.kv_heads_ + head) * p_.head_dim_;
+      kernels_.rotate(key, p_.cos_.data() + row * half, p_.sin_.data() + row * half, half, key);
+      kernels_.append(cache_.layout(), cache_.block(layer_, id, head), position % kBlockTokens, last, key,
+                      v + (row * p_.kv_heads_ + head) * p_.head_dim_);
+    }
+  }
+
+  /// Draws items until there are none.
+  void work(float* q) {
+    for (;;) {
+      const std::int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
+      if (index >= static_cast<std::int64_t>(p_.items_.size())) return;
+      run(p_.items_[static_cast<std::size_t>(index)], q);
+    }
+  }
+
+ private:
+  struct Scratch {
+    std::vector<float> queries, rotated, scores, weights, maxima, sums, mixed, running;
+  };
+
+  std::int64_t position_of(std::int64_t row) const {
+    const auto chunk = static_cast<std::size_t>(p_.row_chunk_[static_cast<std::size_t>(row)]);
+    return p_.chunks_[chunk].first_position + row - p_.first_row_[chunk];
+  }
+
+  /// Row r of an item is head r % group of position r / group.
+  float* head_of(const AttentionItem& item, std::int64_t r, float* q) const {
+    const std::int64_t row = p_.first_row_[static_cast<std::size_t>(item.chunk)] + item.first_query + r / p_.group_;
+    return q + (row * p_.heads_ + item.kv_head * p_.group_ + r % p_.group_) * p_.head_dim_;
+  }
+
+  void pack(const AttentionItem& item, std::int64_t rows, float* q, Scratch& s) const {
+    const std::int64_t half = p_.head_dim_ / 2, steps = cache_.layout().key_steps;
+    const auto scale = static_cast<float>(kLog2E / std::sqrt(static_cast<double>(p_.head_dim_)));
+    float* const packed = grown(s.queries, rows * steps);
+    float* const rotated = grown(s.rotated, p_.head_dim_);
+    const std::int64_t first = p_.first_row_[static_cast<std::size_t>(item.chunk)] + item.first_query;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const std::int64_t angle = (first + r / p_.group_) * half;
+      kernels_.rotate(head_of(item, r, q), p_.cos_.data() + angle, p_.sin_.data() + angle, half, rotated);
+      kernels_.pack_query(cache_.layout(), rotated, scale, packed + r * steps);
+    }
+  }
+
+  void run(const AttentionItem& item, float* q) {
+    thread_local Scratch s;
+    const std::int64_t rows = item.queries * p_.group_;
+    pack(item, rows, q, s);
+    SegmentTask task;
+    task.layout = &cache_.layout();
+    task.rows = rows;
+    task.group = p_.group_;
+    task.queries = s.queries.data();
+    task.scores = grown(s.scores, rows * kSegmentTokens);
+    task.weights = grown(s.weights, rows * kSegmentTokens);
+    task.maxima = grown(s.maxima, rows);
+    task.sums = grown(s.sums, rows);
+    task.mixed = grown(s.mixed, rows * width_);
+    float* const running = grown(s.running, rows * (2 + width_));
+    if (item.split < 0) std::fill_n(running, 2 * rows, 0.0F);
+    for (std::int64_t segment = item.first_segment; segment < item.first_segment + item.segments; ++segment) {
+      if (item.split >= 0) aim_at_partials(item, segment, task);
+      run_segment(item, segment, task);
+      if (item.split < 0) merge(task, running);
+    }
+    if (item.split < 0) {
+      finish(item, running, q);
+    } else if (p_.pending_[static_cast<std::size_t>(item.split)].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      merge_partials(item, task, running, q);
+    }
+  }
+
+  const std::byte* block(const AttentionItem& item, std::int64_t index) const {
+    const auto& table = p_.chunks_[static_cast<std::size_t>(item.chunk)].block_table;
+    return cache_.block(layer_, table[static_cast<std::size_t>(index)], item.kv_head);
+  }
+
+  /// Blocks that hold what the item's queries see.
+  std::int64_t context_blocks(const AttentionItem& item) const {
+    const SequenceChunk& chunk = p_.chunks_[static_cast<std::size_t>(item.chunk)];
+    return ceil_divide(chunk.first_position + item.first_query + item.queries, kBlockTokens);
+  }
+
+  void run_segment(const AttentionItem& item, std::int64_t segment, SegmentTask& task) const {
+    const SequenceChunk& chunk = p_.chunks_[static_cast<std::size_t>(item.chunk)];
+    const std::int64_t start = segment * kSegmentTokens, first = start / kBlockTokens;
+    const std::int64_t end = chunk.first_position + item.first_query + item.queries;
+    std::array<const std::byte*, kSegmentBlocks> blocks;
+    std::array<const std::byte*, kBlocksAhead> next;
+    const std::int64_t count = std::min(context_blocks(item) - first, kSegmentBlocks);
+    for (std::int64_t j = 0; j < count; ++j) blocks[static_cast<std::size_t>(j)] = block(item, first + j);
+
+    // What this thread reads next: more of this item, or whatever item is likely to be drawn then.
+    const AttentionItem* follower = &item;
+    std::int64_t from = first + kSegmentBlocks;
+    if (segment + 1 == item.first_segment + item.segments) {
+      const auto likely = static_cast<std::size_t>(next_.load(std::memory_order_relaxed));
+      follower = likely < p_.items_.size() ? &p_.items_[likely] : nullptr;
+      from = follower == nullptr ? 0 : follower->first_segment * kSegmentBlocks;
+    }
+    task.next_count =
+        follower == nullptr ? 0 : std::clamp<std::int64_t>(context_blocks(*follower) - from, 0, kBlocksAhead);
+    for (std::int64_t j = 0; j < task.next_count; ++j) next[static_cast<std::size_t>(j)] = block(*follower, from + j);
+
+    task.blocks = blocks.data();
+    task.next = next.data();
+    task.tokens = std::min(end - start, kSegmentTokens);
+    task.first_visible = chunk.first_position + item.first_query + 1 - start;
+    kernels_.segment(task);
+  }
+
+  void merge(const SegmentTask& task, float* running) const {
+    float *const maxima = running, *const sums = running + task.rows, *const mixed = sums + task.rows;
+    for (std::int64_t r = 0; r < task.rows; ++r) {
+      kernels_.merge(task.maxima[r], task.sums[r], task.mixed + r * width_, width_, maxima + r, sums + r,
+                     mixed + r * width_);
+    }
+  }
+
+  void aim_at_partials(const AttentionItem& item, std::int64_t segment, SegmentTask& task) const {
+    const AttentionSplit& split = p_.splits_[static_cast<std::size_t>(item.split)];
+    float* const part = p_.partials_.data() + split.partials + segment * task.rows * (2 + width_);
+    task.maxima = part;
+    task.sums = part + task.rows;
+    task.mixed = part + 2 * task.rows;
+  }
+
+  /// In the order of the segments, as if one thread had done them all.
+  void merge_partials(const AttentionItem& item, SegmentTask& task, float* running, float* q) const {
+    std::fill_n(running, 2 * task.rows, 0.0F);
+    for (std::int64_t segment = 0; segment < p_.splits_[static_cast<std::size_t>(item.split)].segments; ++segment) {
+      aim_at_partials(item, segment, task);
+      merge(task, running);
+    }
+    finish(item, running, q);
+  }
+
+  void finish(const AttentionItem& item, const float* running, float* q) const {
+    const std::int64_t rows = item.queries * p_.group_;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const float inverse = 1.0F / running[rows + r];
+      const float* const mixed = running + 2 * rows + r * width_;
+      float* const out = head_of(item, r, q);
+      for (std::int64_t i = 0; i < p_.head_dim_; ++i) out[i] = mixed[i] * inverse;
+    }
+  }
+
+  const AttentionKernels& kernels_;
+  AttentionPlan& p_;
+  const std::int64_t layer_;
+  CpuPagedKvCache& cache_;
+  const std::int64_t width_;
+  std::atomic<std::int64_t> next_{0};
+};
+
+void attend(ThreadPool& pool, const AttentionKernels& kernels, AttentionPlan& plan, std::int64_t layer, float* q,
+            float* k, const float* v, CpuPagedKvCache& cache) {
+  AttentionRun run(kernels, plan, layer, cache);
+  constexpr std::int64_t kRowGrain = 8;
+  pool.parallel_for(plan.rows(), kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) run.append(row, k, v);
   });
+  if (!run.worth_waking()) return run.work(q);
+  pool.parallel_for(pool.size(), 1, [&](std::int64_t, std::int64_t) { run.work(q); });
 }
 
 }  // namespace spear

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -13,26 +14,52 @@
 #include "model/transformer.h"
 #include "model/weights.h"
 #include "ops/cpu/attention.h"
+#include "ops/cpu/fused_linear.h"
 #include "ops/cpu/linear.h"
 #include "ops/cpu/matrix.h"
 #include "ops/cpu_model.h"
 
 namespace spear {
 
-/// What the kernels need of a model, made once at load. The weights must outlive it.
+/// What the kernels need of a model, made once at load. The weights must outlive it, except what release() names.
 struct CpuWeights {
-  explicit CpuWeights(const ModelWeights& weights);
+  CpuWeights(const ModelWeights& weights, const CpuModelOptions& options, ThreadPool& pool);
 
+  /// In kernel order, or as the model stores it: float32 activations, and dense weights that bf16 would round.
   struct Linear {
-    Matrix weight;
+    PackedMatrix packed;
+    const PackedMatrix* packed_a = nullptr;  ///< shared by the modules that share A
+    std::optional<PackedCompensator> packed_compensator;
+
+    std::optional<Matrix> weight;
     std::optional<Matrix> a;  ///< A of the compensator; views of a shared A have the same data pointer
     std::optional<PreparedCompensator> compensator;
+
+    std::int64_t rows() const { return weight ? weight->view().rows : packed.view().rows; }
+    std::int64_t cols() const { return weight ? weight->view().cols : packed.view().cols; }
   };
 
+  /// out: [hidden_size].
+  void read_embedding(const Kernels& kernels, std::int64_t token, float* out) const;
+  /// Frees the codes of packed linears in the model they came from: they would be held twice.
+  void release(ModelWeights& weights) const;
+  /// Bytes of all weights and compensators that one token's forward pass and logits read.
+  std::int64_t bytes_per_token(bool compensators) const;
+
   ModelConfig config;
-  Matrix embedding, head;
+  Activations activations;
+  Linear embedding, head;  ///< a head that is tied to a packed embedding is that one: see head_linear()
+  bool tied = false;
   std::vector<std::vector<float>> norms;  ///< by NormId, each [hidden_size]
   std::vector<Linear> linears;            ///< by ModuleId
+
+  const Linear& head_linear() const { return tied ? embedding : head; }
+
+ private:
+  void add_module(const LinearModule& module, ModuleId id, const PackContext& context);
+  void add_compensator(const Compensator& compensator, ModuleId id, Linear& linear, const PackContext& context);
+
+  std::map<const CompensatorInput*, PackedMatrix> packed_inputs_;
 };
 
 class CpuOps {
@@ -51,14 +78,19 @@ class CpuOps {
     std::span<float> values() { return {data.get(), static_cast<std::size_t>(rows * cols)}; }
   };
 
+  /// The rows of a step: chunk after chunk.
   struct Batch {
-    TokenBatch tokens;
-    CpuKvCache* cache;
-    RotaryTable rotary;
+    std::span<const std::int32_t> tokens;  ///< [rows]
+    AttentionPlan* plan;
+    CpuPagedKvCache* cache;
   };
 
   CpuOps(const CpuWeights& weights, const Kernels& kernels, ThreadPool& pool)
-      : w_(weights), kernels_(kernels), pool_(pool) {}
+      : w_(weights),
+        kernels_(kernels),
+        attention_(attention_kernels_for(kernels.isa)),
+        pool_(pool),
+        fused_(packed_kernels(kernels), pool) {}
 
   void set_compensators(bool on) { compensators_ = on; }
   void set_observer(ActivationObserver observer) { observer_ = std::move(observer); }
@@ -86,12 +118,16 @@ class CpuOps {
  private:
   /// out[i] = linear ids[i] of x, compensators included; each distinct A is applied once.
   void apply(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
+  void apply_packed(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
+  void apply_unpacked(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
   void add_correction(const PreparedCompensator& compensator, Activation& z, Activation& y);
   void normalize(const Activation& x, NormId gain, Activation& out);
 
   const CpuWeights& w_;
   const Kernels& kernels_;
+  const AttentionKernels& attention_;
   ThreadPool& pool_;
+  FusedLinear fused_;
   bool compensators_ = true;
   ActivationObserver observer_;
 };

@@ -1,0 +1,61 @@
+// A request inside the engine: its tokens, and the blocks that hold their keys and values.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "engine/block_allocator.h"
+#include "engine/request.h"
+
+namespace spear {
+
+class Sequence {
+ public:
+  /// Takes all the memory it will need: `limit` is the most tokens it can ever have, prompt included.
+  Sequence(RequestId id, Request request, std::int64_t limit, std::int64_t vocab_size, std::int64_t block_size);
+
+  const RequestId id;
+  const std::int64_t limit;
+  Sampler sampler;
+  std::int64_t computed = 0;   ///< tokens whose keys and values are in the blocks
+  std::int64_t scheduled = 0;  ///< tokens of the current step
+  std::optional<FinishReason> finished;
+  std::optional<Error> error;
+
+  std::int64_t size() const { return static_cast<std::int64_t>(tokens_.size()); }
+  std::int64_t prompt_tokens() const { return static_cast<std::int64_t>(request_.prompt.size()); }
+  std::int64_t missing() const { return size() - computed; }  ///< tokens to compute before the next can be sampled
+  bool decoding() const { return missing() == 1 && computed > 0; }
+  std::span<const std::int32_t> tokens() const { return tokens_; }
+  std::span<const std::int32_t> block_table() const { return block_table_; }
+
+  /// Blocks that are still needed to hold `tokens` tokens.
+  std::int64_t blocks_missing(std::int64_t tokens) const;
+
+  /// Takes blocks until `tokens` tokens fit; false if there are not enough, and then it keeps what it got.
+  bool reserve(BlockAllocator& blocks, std::int64_t tokens);
+
+  /// Takes the blocks of the longest known prefix; one token at least stays to be computed. Needs an empty table.
+  void match_prefix(BlockAllocator& blocks);
+
+  /// Counts the step's tokens as computed and makes the blocks that they filled known.
+  void commit(BlockAllocator& blocks, bool publish);
+
+  /// Gives all blocks back; everything has to be computed again.
+  void drop(BlockAllocator& blocks);
+
+  /// The sampled token: part of the output, or the end of it.
+  void append(std::int32_t token);
+
+ private:
+  Request request_;
+  std::int64_t block_size_;
+  std::vector<std::int32_t> tokens_;       // prompt and output
+  std::vector<std::int32_t> block_table_;  // in order of positions
+  std::int64_t published_ = 0;             // blocks whose hash is in hash_
+  std::uint64_t hash_ = 0;                 // of the published prefix
+};
+
+}  // namespace spear

@@ -1,0 +1,62 @@
+#include "ops/cpu/attention_kernels.h"
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+
+namespace spear {
+
+extern const AttentionKernels kGenericAttention;
+#if defined(__x86_64__)
+extern const AttentionKernels kAvx2Attention;
+extern const AttentionKernels kAvx512Attention;
+extern const AttentionKernels kAvx512Bf16Attention;
+#endif
+
+const char* name(KvCacheType type) {
+  switch (type) {
+    case KvCacheType::f32:
+      return "f32";
+    case KvCacheType::bf16:
+      return "bf16";
+    case KvCacheType::int8:
+      return "int8";
+  }
+  return "?";
+}
+
+KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim) {
+  const std::int64_t pair = type == KvCacheType::f32 ? 1 : 2;         // elements per step
+  const std::int64_t step_bytes = type == KvCacheType::int8 ? 2 : 4;  // of one token or column
+  const std::int64_t scales = type == KvCacheType::int8 ? 4 * kBlockTokens : 0;
+  KvBlockLayout layout;
+  layout.type = type;
+  layout.head_dim = head_dim;
+  layout.key_steps = (head_dim + pair - 1) / pair;
+  layout.value_steps = kBlockTokens / pair;
+  layout.panels = (head_dim + kBlockTokens - 1) / kBlockTokens;
+  layout.panel_bytes = layout.value_steps * kBlockTokens * step_bytes;
+  layout.values = layout.key_steps * kBlockTokens * step_bytes;
+  layout.key_scales = layout.values + layout.panels * layout.panel_bytes;
+  layout.value_scales = layout.key_scales + scales;
+  layout.bytes = (layout.value_scales + scales + 63) / 64 * 64;
+  return layout;
+}
+
+const AttentionKernels& attention_kernels_for(std::string_view isa) {
+  if (isa == "generic") return kGenericAttention;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (isa.starts_with("avx512")) {
+    const bool pairs = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return pairs ? kAvx512Bf16Attention : kAvx512Attention;
+  }
+  if (isa == "avx2") return kAvx2Attention;
+#else
+  return kGenericAttention;  // other architectures: vectors of 4 floats, as far as the compiler knows them
+#endif
+  throw usage_error(fmt::format("no attention kernels for instruction set '{}'", isa), "SPEAR_FORCE_ISA", "unset it");
+}
+
+}  // namespace spear

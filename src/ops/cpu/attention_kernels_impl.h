@@ -1,0 +1,317 @@
+// Text of every instruction set's attention kernels; included once by each attention_<isa>.cc.
+// No function template or inline function of another header is called here: the linker could keep this unit's copy
+// of it, with this unit's instructions, for the whole program.
+//
+// What a row gets never depends on the other rows of its tile: each output has an accumulator of its own that runs
+// over keys or values in order, and what a row does not see adds an exact zero. Attention is therefore bit-equal in
+// any batch and any chunking.
+#pragma once
+
+#include "ops/cpu/attention_formats.h"
+#include "ops/cpu/attention_kernels.h"
+
+namespace spear {
+namespace {
+
+constexpr std::int64_t kPieceSteps = 16;  // of a prefetch
+constexpr std::int64_t kPiecesAhead = 6;
+
+inline std::int64_t at_most(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+inline std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+
+/// Right-hand sides of a product: `steps` steps of each block (last_steps of the last one), `offset` bytes into it.
+struct RightBlocks {
+  const std::byte* const* blocks;
+  std::int64_t count, offset, steps, last_steps;
+  const std::byte* const* ahead;  ///< what to prefetch during each piece of kPieceSteps steps, or null
+};
+
+/// c[r * ldc + n] = sum_k left[r * lda + k] right[k][n] for kRows rows and 32 columns n.
+template <class F, bool kAhead, int kRows>
+void product_tile(const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
+                  std::int64_t ldc) {
+  constexpr std::int64_t kStepBytes = kBlockTokens * sizeof(typename F::Element);
+  for (int column = 0; column < kBlockTokens; column += 2 * kWidth) {
+    Floats sums[kRows][2] = {};
+    const typename F::Left* a = left;
+    const std::byte* const* ahead = right.ahead;
+    for (std::int64_t j = 0; j < right.count; ++j) {
+      const auto* b = reinterpret_cast<const typename F::Element*>(right.blocks[j] + right.offset) + column;
+      const std::int64_t steps = j + 1 < right.count ? right.steps : right.last_steps;
+      for (std::int64_t begin = 0; begin < steps; begin += kPieceSteps) {
+        const std::int64_t n = at_most(steps - begin, kPieceSteps);
+        const std::byte* next = kAhead ? *ahead++ : nullptr;
+        for (std::int64_t i = 0; i < n; ++i, b += kBlockTokens, ++a) {
+          if constexpr (kAhead) {
+            __builtin_prefetch(next, 0, 2);
+            if constexpr (kStepBytes > 64) __builtin_prefetch(next + 64, 0, 2);
+            next += kStepBytes;
+          }
+          const auto right0 = F::load(b), right1 = F::load(b + kWidth);
+#pragma GCC unroll 16
+          for (int r = 0; r < kRows; ++r) {
+            const auto value = F::broadcast(a[r * lda]);
+            sums[r][0] = F::multiply_add(value, right0, sums[r][0]);
+            sums[r][1] = F::multiply_add(value, right1, sums[r][1]);
+          }
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      store_floats(c + r * ldc + column, sums[r][0]);
+      store_floats(c + r * ldc + column + kWidth, sums[r][1]);
+    }
+  }
+}
+
+/// The first `rows` <= kRows rows, in one tile of just that height.
+template <class F, bool kAhead, int kRows>
+void product_rows(std::int64_t rows, const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
+                  std::int64_t ldc) {
+  if (rows >= kRows) {
+    product_tile<F, kAhead, kRows>(left, lda, right, c, ldc);
+  } else if constexpr (kRows > 1) {
+    product_rows<F, kAhead, kRows - 1>(rows, left, lda, right, c, ldc);
+  }
+}
+
+template <class F>
+void product(std::int64_t rows, const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
+             std::int64_t ldc) {
+  if (right.ahead != nullptr) {
+    product_rows<F, true, kTileRowsOfQueries>(rows, left, lda, right, c, ldc);
+  } else {
+    product_rows<F, false, kTileRowsOfQueries>(rows, left, lda, right, c, ldc);
+  }
+}
+
+/// The pieces of a segment in the order in which they are read; each asks for the one kPiecesAhead later, so that
+/// memory always has about 12 KB on order, but never so much that the core drops requests. The first pieces of the
+/// next segment follow the last ones.
+struct Pieces {
+  static constexpr std::int64_t kMost = 192;  // 12 KB per block and head; heads beyond go without
+  const std::byte* at[kMost];
+  std::int64_t count = 0;
+
+  void add(const std::byte* data, std::int64_t steps, std::int64_t step_bytes) {
+    for (std::int64_t i = 0; i < steps; i += kPieceSteps, ++count) {
+      if (count < kMost) at[count] = data + i * step_bytes;
+    }
+  }
+  const std::byte* const* ahead() const { return count <= kMost ? at + kPiecesAhead : nullptr; }
+};
+
+std::int64_t block_count(const SegmentTask& t) { return (t.tokens + kBlockTokens - 1) / kBlockTokens; }
+
+template <class F>
+void list_pieces(const SegmentTask& t, Pieces& pieces) {
+  constexpr std::int64_t kStepBytes = kBlockTokens * sizeof(typename F::Element);
+  const KvBlockLayout& layout = *t.layout;
+  const std::int64_t count = block_count(t);
+  for (std::int64_t j = 0; j < count; ++j) pieces.add(t.blocks[j], layout.key_steps, kStepBytes);
+  for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+    for (std::int64_t j = 0; j < count; ++j) {
+      pieces.add(t.blocks[j] + layout.values + panel * layout.panel_bytes, layout.value_steps, kStepBytes);
+    }
+  }
+  for (std::int64_t j = 0; j < t.next_count; ++j) pieces.add(t.next[j], layout.key_steps, kStepBytes);
+  pieces.add(t.blocks[0], kPiecesAhead * kPieceSteps, 0);  // nothing more to ask for
+}
+
+std::int64_t visible_tokens(const SegmentTask& t, std::int64_t row) {
+  return at_most(at_least(t.first_visible + row / t.group, 0), t.tokens);
+}
+
+template <class F>
+void score_rows(const SegmentTask& t, const std::byte* const* ahead) {
+  const std::int64_t count = block_count(t);
+  const std::int64_t steps = t.layout->key_steps, pieces = (steps + kPieceSteps - 1) / kPieceSteps;
+  const auto* queries = static_cast<const typename F::Left*>(t.queries);
+  for (std::int64_t block = 0; block < count; ++block) {
+    for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
+      const std::int64_t rows = at_most(kTileRowsOfQueries, t.rows - row);
+      if (visible_tokens(t, row + rows - 1) <= block * kBlockTokens) continue;  // the future of the whole tile
+      const RightBlocks keys{
+          t.blocks + block, 1, 0, steps, steps, row == 0 && ahead != nullptr ? ahead + block * pieces : nullptr};
+      product<F>(rows, queries + row * steps, steps, keys, t.scores + row * kSegmentTokens + block * kBlockTokens,
+                 kSegmentTokens);
+    }
+  }
+}
+
+/// Scores of one row -> maximum, sum and weights; the weights of tokens [seen, padded) are zero.
+template <class F>
+void weigh_row(const SegmentTask& t, std::int64_t row, std::int64_t seen, std::int64_t padded) {
+  float* const scores = t.scores + row * kSegmentTokens;
+  auto* const weights = reinterpret_cast<typename F::Weight*>(t.weights + row * kSegmentTokens);
+  const KvBlockLayout& layout = *t.layout;
+  Floats largest = filled(-__builtin_inff());
+  for (std::int64_t n = 0; n < seen; n += kWidth) {
+    Floats s = load_floats(scores + n);
+    if constexpr (F::kScaled) s *= F::scales(t.blocks[n / kBlockTokens] + layout.key_scales, n % kBlockTokens);
+    if (n + kWidth > seen) s = lanes_below(seen - n) ? s : filled(-__builtin_inff());
+    if constexpr (F::kScaled) store_floats(scores + n, s);
+    largest = s > largest ? s : largest;
+  }
+  const float maximum = largest_lane(largest);
+  Floats sums = {};
+  for (std::int64_t n = 0; n < seen; n += kWidth) {
+    Floats p = F::power_of_two(load_floats(scores + n) - maximum);
+    if (n + kWidth > seen) p = lanes_below(seen - n) ? p : Floats{};
+    sums += p;
+    if constexpr (F::kScaled) p *= F::scales(t.blocks[n / kBlockTokens] + layout.value_scales, n % kBlockTokens);
+    if (F::kScaled && n + kWidth > seen) p = lanes_below(seen - n) ? p : Floats{};  // a scale that is not there yet
+    F::store_weights(weights + n, p);
+  }
+  for (std::int64_t n = (seen + kWidth - 1) / kWidth * kWidth; n < padded; n += kWidth) {
+    F::store_weights(weights + n, Floats{});
+  }
+  t.maxima[row] = maximum;
+  t.sums[row] = sum_of_lanes(sums);
+}
+
+template <class F>
+void mix_values(const SegmentTask& t, const std::byte* const* ahead) {
+  const std::int64_t width = t.layout->panels * kBlockTokens;
+  const std::int64_t pieces = block_count(t) * (t.layout->value_steps / kPieceSteps);
+  for (std::int64_t panel = 0; panel < t.layout->panels; ++panel) {
+    const std::int64_t offset = t.layout->values + panel * t.layout->panel_bytes;
+    for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
+      const std::int64_t rows = at_most(kTileRowsOfQueries, t.rows - row);
+      const std::int64_t seen = visible_tokens(t, row + rows - 1);
+      const std::int64_t count = (seen + kBlockTokens - 1) / kBlockTokens;
+      const std::int64_t last = seen - (count - 1) * kBlockTokens;  // values behind the last token may be anything
+      const RightBlocks values{t.blocks,
+                               count,
+                               offset,
+                               t.layout->value_steps,
+                               (last + F::kPair - 1) / F::kPair,
+                               row == 0 && ahead != nullptr ? ahead + panel * pieces : nullptr};
+      product<F>(rows, reinterpret_cast<const typename F::Left*>(t.weights + row * kSegmentTokens), kSegmentTokens,
+                 values, t.mixed + row * width + panel * kBlockTokens, width);
+    }
+  }
+}
+
+template <class F>
+void segment_of(const SegmentTask& t) {
+  Pieces pieces;
+  list_pieces<F>(t, pieces);
+  const std::byte* const* const ahead = pieces.ahead();
+  score_rows<F>(t, ahead);
+  for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
+    const std::int64_t end = at_most(row + kTileRowsOfQueries, t.rows);
+    const std::int64_t padded = (visible_tokens(t, end - 1) + 1) / 2 * 2;
+    for (std::int64_t r = row; r < end; ++r) weigh_row<F>(t, r, visible_tokens(t, r), padded);
+  }
+  const std::int64_t key_pieces = block_count(t) * ((t.layout->key_steps + kPieceSteps - 1) / kPieceSteps);
+  mix_values<F>(t, ahead == nullptr ? nullptr : ahead + key_pieces);
+}
+
+void segment(const SegmentTask& task) {
+  switch (task.layout->type) {
+    case KvCacheType::f32:
+      return segment_of<Float32Format>(task);
+    case KvCacheType::bf16:
+      return segment_of<Bf16Format>(task);
+    case KvCacheType::int8:
+      return segment_of<Int8Format>(task);
+  }
+}
+
+void rotate(const float* head, const float* cos, const float* sin, std::int64_t half, float* out) {
+  for (std::int64_t i = 0; i < half; ++i) {
+    const float a = head[i], b = head[i + half];
+    out[i] = a * cos[i] - b * sin[i];
+    out[i + half] = b * cos[i] + a * sin[i];
+  }
+}
+
+void pack_query(const KvBlockLayout& layout, const float* head, float scale, void* out) {
+  if (layout.type == KvCacheType::f32) {
+    for (std::int64_t i = 0; i < layout.head_dim; ++i) static_cast<float*>(out)[i] = head[i] * scale;
+    return;
+  }
+  auto* const halves = static_cast<std::uint16_t*>(out);
+  for (std::int64_t i = 0; i < layout.head_dim; ++i) halves[i] = to_bf16(head[i] * scale);
+  if (layout.head_dim % 2 != 0) halves[layout.head_dim] = 0;
+}
+
+/// Stores element (token slot, column) of keys and values. A pair of values is read whole, so the last token zeroes
+/// the half that has no token yet.
+template <class Element, class Convert>
+void append_pairs(const KvBlockLayout& layout, std::byte* block, std::int64_t slot, bool last, const float* key,
+                  const float* value, Convert convert_key, Convert convert_value) {
+  auto* const keys = reinterpret_cast<Element*>(block);
+  for (std::int64_t i = 0; i < layout.head_dim; ++i) {
+    keys[(i / 2 * kBlockTokens + slot) * 2 + i % 2] = convert_key(key[i]);
+  }
+  if (layout.head_dim % 2 != 0) keys[(layout.head_dim / 2 * kBlockTokens + slot) * 2 + 1] = 0;
+  for (std::int64_t i = 0; i < layout.head_dim; ++i) {
+    auto* const panel = reinterpret_cast<Element*>(block + layout.values + i / kBlockTokens * layout.panel_bytes);
+    Element* const pair = panel + (slot / 2 * kBlockTokens + i % kBlockTokens) * 2;
+    pair[slot % 2] = convert_value(value[i]);
+    if (last && slot % 2 == 0) pair[1] = 0;
+  }
+}
+
+void append_f32(const KvBlockLayout& layout, std::byte* block, std::int64_t slot, const float* key,
+                const float* value) {
+  auto* const keys = reinterpret_cast<float*>(block);
+  auto* const values = reinterpret_cast<float*>(block + layout.values);
+  for (std::int64_t i = 0; i < layout.head_dim; ++i) {
+    keys[i * kBlockTokens + slot] = key[i];
+    values[(i / kBlockTokens * kBlockTokens + slot) * kBlockTokens + i % kBlockTokens] = value[i];
+  }
+}
+
+float int8_scale(const float* x, std::int64_t n) {
+  float largest = 0;
+  for (std::int64_t i = 0; i < n; ++i) largest = __builtin_fabsf(x[i]) > largest ? __builtin_fabsf(x[i]) : largest;
+  return largest / 127.0F;
+}
+
+struct ToBf16 {
+  std::uint16_t operator()(float f) const { return to_bf16(f); }
+};
+struct ToInt8 {
+  float inverse;
+  std::int8_t operator()(float f) const { return static_cast<std::int8_t>(__builtin_rintf(f * inverse)); }
+};
+
+void append(const KvBlockLayout& layout, std::byte* block, std::int64_t slot, bool last, const float* key,
+            const float* value) {
+  if (layout.type == KvCacheType::f32) return append_f32(layout, block, slot, key, value);
+  if (layout.type == KvCacheType::bf16) {
+    return append_pairs<std::uint16_t>(layout, block, slot, last, key, value, ToBf16{}, ToBf16{});
+  }
+  const float key_scale = int8_scale(key, layout.head_dim), value_scale = int8_scale(value, layout.head_dim);
+  reinterpret_cast<float*>(block + layout.key_scales)[slot] = key_scale;
+  reinterpret_cast<float*>(block + layout.value_scales)[slot] = value_scale;
+  const auto inverse = [](float scale) { return ToInt8{scale > 0 ? 1.0F / scale : 0.0F}; };
+  append_pairs<std::int8_t>(layout, block, slot, last, key, value, inverse(key_scale), inverse(value_scale));
+}
+
+void merge(float maximum, float sum, const float* mixed, std::int64_t width, float* running_maximum, float* running_sum,
+           float* running) {
+  if (sum == 0) return;
+  float keep = 0, take = 1, larger = maximum;
+  if (*running_sum != 0) {
+    larger = *running_maximum > maximum ? *running_maximum : maximum;
+    keep = first_lane(Float32Format::power_of_two(filled(*running_maximum - larger)));
+    take = first_lane(Float32Format::power_of_two(filled(maximum - larger)));
+    for (std::int64_t i = 0; i < width; ++i) running[i] = running[i] * keep + mixed[i] * take;
+  } else {
+    for (std::int64_t i = 0; i < width; ++i) running[i] = mixed[i];
+  }
+  *running_maximum = larger;
+  *running_sum = *running_sum * keep + sum * take;
+}
+
+constexpr AttentionKernels make_attention_kernels(const char* isa) {
+  return {isa, rotate, append, pack_query, segment, merge};
+}
+
+}  // namespace
+}  // namespace spear

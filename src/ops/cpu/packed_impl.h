@@ -1,0 +1,477 @@
+// Text of every instruction set's packed kernels; included once by each packed_<isa>.cc. Compiled with
+// -ffp-contract=off: where a multiplication and an addition are one operation, multiply_add says so, and so all
+// instruction sets round alike. No function of another header is called here: the linker could keep this unit's copy of
+// it, with this unit's instructions, for the whole program.
+#pragma once
+
+#include "ops/cpu/packed_kernels.h"
+#include "ops/cpu/packed_simd.h"
+
+/// Accumulators stay in registers only if the loops around them are one function.
+#define SPEAR_INLINE inline __attribute__((always_inline))
+
+namespace spear {
+namespace {
+
+constexpr std::int64_t kHalf = kActivationBlock / 2;
+constexpr std::int64_t kPrefetchBytes = 4096;
+
+inline std::uint32_t bits_of(float f) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &f, sizeof bits);
+  return bits;
+}
+inline float float_of(std::uint32_t bits) {
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+/// The scale of a block and its inverse. 16-bit codes have a power of two, so that quantizing is exact where it can be;
+/// 8-bit codes use their whole range. Infinity and NaN make a NaN scale: they show in the result.
+struct BlockScale {
+  float scale, inverse;
+};
+inline BlockScale block_scale(const float* x, int planes) {
+  std::int32_t largest = 0;  // of the absolute values' bits: these order like the values
+  for (int i = 0; i < kActivationBlock; ++i) {
+    const auto magnitude = static_cast<std::int32_t>(bits_of(x[i]) & 0x7fffffffU);
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  if (largest >= 0x7f800000) return {float_of(0x7fc00000U), 0.0F};
+  if (planes == 1) {
+    const float top = float_of(static_cast<std::uint32_t>(largest));
+    return top < 0x1p-100F ? BlockScale{0.0F, 0.0F} : BlockScale{top / 127.0F, 127.0F / top};
+  }
+  std::int32_t exponent = largest >> 23;
+  if ((largest & 0x7fffff) >= 0x7e0000) ++exponent;  // codes stay below 127 * 256: the upper plane is a signed byte
+  if (exponent < 30) return {0.0F, 0.0F};
+  return {float_of(static_cast<std::uint32_t>(exponent - 14) << 23),
+          float_of(static_cast<std::uint32_t>(268 - exponent) << 23)};
+}
+
+/// One half of a block (32 columns); returns the sum of its codes.
+inline std::int32_t quantize_half(const float* x, float inverse, std::int8_t* high, std::int8_t* low) {
+  constexpr float kShift = 12582912.0F;  // 1.5 * 2^23: the sum's low mantissa bits are the rounded integer
+  std::int32_t sum = 0;
+  for (int i = 0; i < kHalf; ++i) {
+    const auto code = static_cast<std::int32_t>(bits_of(x[i] * inverse + kShift)) - 0x4b400000;
+    sum += code;
+    if (low == nullptr) {
+      high[i] = static_cast<std::int8_t>(code);
+    } else {
+      const std::int32_t upper = (code + 128) >> 8;
+      high[i] = static_cast<std::int8_t>(upper);
+      low[i] = static_cast<std::int8_t>(code - (upper << 8));
+    }
+  }
+  return sum;
+}
+
+inline void round_to_bf16(const float* x, std::uint16_t* out) {
+  for (int i = 0; i < kActivationBlock; ++i) {
+    const std::uint32_t bits = bits_of(x[i]);
+    const std::uint32_t rounded = bits + 0x7fffU + ((bits >> 16) & 1U);
+    out[i] = static_cast<std::uint16_t>(((bits & 0x7fffffffU) > 0x7f800000U ? bits | 0x400000U : rounded) >> 16);
+  }
+}
+
+void quantize(const float* x, std::int64_t n, std::int64_t row, const PackedActivations& out) {
+  const std::int64_t blocks = out.depth / kActivationBlock;
+  std::int8_t* const high = out.codes + row * out.planes * out.depth;
+  std::int8_t* const low = out.planes == 2 ? high + out.depth : nullptr;
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const std::int64_t begin = block * kActivationBlock;
+    const float* source = x + begin;
+    float padded[kActivationBlock];
+    if (begin + kActivationBlock > n) {
+      for (std::int64_t i = 0; i < kActivationBlock; ++i) padded[i] = begin + i < n ? x[begin + i] : 0.0F;
+      source = padded;
+    }
+    if (out.bf16 != nullptr) round_to_bf16(source, out.bf16 + row * out.depth + begin);
+    if (out.planes == 0) continue;
+    const auto [scale, inverse] = block_scale(source, out.planes);
+    const std::int64_t at = row * blocks + block;
+    out.scales[at] = scale;
+    std::int32_t sum = 0;
+    for (int half = 0; half < 2; ++half) {
+      const std::int64_t first = begin + half * kHalf;
+      const std::int32_t part =
+          quantize_half(source + half * kHalf, inverse, high + first, low == nullptr ? nullptr : low + first);
+      out.negative_halves[2 * at + half] = -part;
+      sum += part;
+    }
+    out.negative_sums[at] = -sum;
+  }
+}
+
+/// Where a register tile reads and writes: kPanels panels of one group, kTokens tokens from `token` on.
+struct Tile {
+  const PackedView& weight;
+  const PackedActivations& x;
+  const LowRankView* low_rank;
+  std::int64_t panel;  ///< first panel of the tile, counted over the whole matrix
+  std::int64_t token;
+  float* y;
+  std::int64_t ldy;
+  std::int64_t ahead;  ///< bytes from what is read to what is fetched for later
+
+  const std::uint8_t* steps() const {
+    return weight.data + panel / weight.group_panels * weight.group_bytes() + panel % weight.group_panels * 64;
+  }
+};
+
+/// sums -> y: row scales, the compensator's part, the rows that exist.
+template <int kT, int kP>
+SPEAR_INLINE void finish(const Tile& tile, Floats (&sums)[kT][kP]) {
+  const PackedView& w = tile.weight;
+#pragma GCC unroll 2
+  for (int p = 0; p < kP; ++p) {
+    const std::int64_t row = (tile.panel + p) * kPanelRows;
+    if (w.row_scales != nullptr) {
+      const Floats scale = load_floats(w.row_scales + row);
+#pragma GCC unroll 16
+      for (int t = 0; t < kT; ++t) sums[t][p] = multiply(sums[t][p], scale);
+    }
+    if (tile.low_rank != nullptr) {
+      const LowRankView& low_rank = *tile.low_rank;
+      for (std::int64_t r = 0; r < low_rank.rank; ++r) {
+        const Floats b = load_signed(low_rank.b + ((tile.panel + p) * low_rank.rank + r) * kPanelRows);
+#pragma GCC unroll 16
+        for (int t = 0; t < kT; ++t) {
+          const Floats value = broadcast_float(low_rank.weighted[(tile.token + t) * low_rank.rank + r]);
+          sums[t][p] = multiply_add(b, value, sums[t][p]);
+        }
+      }
+    }
+    const std::int64_t valid = w.rows - row;
+#pragma GCC unroll 16
+    for (int t = 0; t < kT; ++t) {
+      float* const out = tile.y + (tile.token + t) * tile.ldy + row;
+      if (valid >= kPanelRows) {
+        store(out, sums[t][p]);
+      } else {
+        float last[kPanelRows];
+        store(last, sums[t][p]);
+        for (std::int64_t i = 0; i < valid; ++i) out[i] = last[i];
+      }
+    }
+  }
+}
+
+/// acc += codes · x over 32 columns.
+template <int kBits, int kPlanes, int kT, int kP>
+SPEAR_INLINE void dot_half(const std::uint8_t* steps, std::int64_t stride, std::int64_t ahead, const std::int8_t* x,
+                           std::int64_t ldx, Ints (&acc)[kT][kPlanes][kP]) {
+  constexpr int kColumns = kBits == 4 ? 8 : 4;
+#pragma GCC unroll 8
+  for (int step = 0; step < kHalf / kColumns; ++step) {
+    Bytes codes[kP], upper[kP];
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) {
+      codes[p] = load_bytes(steps + step * stride + p * 64);
+      if constexpr (kBits == 4) {
+        upper[p] = high_nibbles(codes[p]);
+        codes[p] = low_nibbles(codes[p]);
+      }
+    }
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) __builtin_prefetch(steps + step * stride + p * 64 + ahead);
+#pragma GCC unroll 16
+    for (int t = 0; t < kT; ++t) {
+#pragma GCC unroll 2
+      for (int plane = 0; plane < kPlanes; ++plane) {
+        const std::int8_t* const at = x + (t * kPlanes + plane) * ldx + step * kColumns;
+        const Quad quad = load_quad(at);
+#pragma GCC unroll 2
+        for (int p = 0; p < kP; ++p) {
+          acc[t][plane][p] =
+              kBits == 4 ? dot_nibbles(acc[t][plane][p], codes[p], quad) : dot_bytes(acc[t][plane][p], codes[p], quad);
+        }
+        if constexpr (kBits == 4) {
+          const Quad next = load_quad(at + 4);
+#pragma GCC unroll 2
+          for (int p = 0; p < kP; ++p) acc[t][plane][p] = dot_nibbles(acc[t][plane][p], upper[p], next);
+        }
+      }
+    }
+  }
+}
+
+/// Integer weights. kBlock columns share scales and are summed in integers.
+template <int kBits, int kPlanes, int kBlock, int kT, int kP>
+void integer_tile(const Tile& tile) {
+  const PackedView& w = tile.weight;
+  const PackedActivations& x = tile.x;
+  const std::int64_t stride = 64 * w.group_panels, half_bytes = kHalf / (kBits == 4 ? 8 : 4) * stride;
+  const std::uint8_t* steps = tile.steps();
+  const std::int64_t scale_blocks = x.depth / kActivationBlock, blocks = x.depth / kBlock;
+  const std::int8_t* codes = x.codes + tile.token * kPlanes * x.depth;
+  const std::int32_t* const sums_at = (kBlock == kHalf ? x.negative_halves : x.negative_sums) + tile.token * blocks;
+  const float* const scales_at = x.scales + tile.token * scale_blocks;
+  const std::int64_t blocks_per_group = w.group_size == 0 ? blocks : w.group_size / kBlock;
+
+  Floats sums[kT][kP];
+#pragma GCC unroll 16
+  for (int t = 0; t < kT; ++t) {
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) sums[t][p] = zero_floats();
+  }
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const std::int64_t group = block / blocks_per_group;
+    Ints acc[kT][kPlanes][kP];
+#pragma GCC unroll 16
+    for (int t = 0; t < kT; ++t) {  // the zero point: -zero * sum of codes, here as the start of the low plane's sum
+      const Ints negative = broadcast_int(sums_at[t * blocks + block]);
+#pragma GCC unroll 2
+      for (int p = 0; p < kP; ++p) {
+        acc[t][0][p] = zero_ints();
+        acc[t][kPlanes - 1][p] =
+            w.zeros == nullptr
+                ? shift_left < kBits == 4 ? 3 : 7 > (negative)
+                : multiply(negative, load_zeros(w.zeros + ((tile.panel + p) * w.groups + group) * kPanelRows));
+      }
+    }
+    dot_half<kBits, kPlanes, kT, kP>(steps, stride, tile.ahead, codes, x.depth, acc);
+    steps += half_bytes;
+    if constexpr (kBlock == kActivationBlock) {
+      dot_half<kBits, kPlanes, kT, kP>(steps, stride, tile.ahead, codes + kHalf, x.depth, acc);
+      steps += half_bytes;
+    }
+    codes += kBlock;
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) {
+      Floats scale;
+      if (w.group_scales != nullptr) {
+        scale = load_halves(w.group_scales + ((tile.panel + p) * w.groups + group) * kPanelRows);
+      }
+#pragma GCC unroll 16
+      for (int t = 0; t < kT; ++t) {
+        const Ints joined = kPlanes == 1 ? acc[t][0][p] : add(shift_left<8>(acc[t][0][p]), acc[t][kPlanes - 1][p]);
+        Floats factor = broadcast_float(scales_at[t * scale_blocks + block * kBlock / kActivationBlock]);
+        if (w.group_scales != nullptr) factor = multiply(factor, scale);
+        sums[t][p] = multiply_add(to_floats(joined), factor, sums[t][p]);
+      }
+    }
+  }
+  finish(tile, sums);
+}
+
+/// Weights and activations in bf16, sums in float32.
+template <int kT, int kP>
+void bf16_tile(const Tile& tile) {
+  const PackedView& w = tile.weight;
+  const std::int64_t stride = 64 * w.group_panels, ldx = tile.x.depth;
+  const std::uint8_t* steps = tile.steps();
+  const std::uint16_t* const x = tile.x.bf16 + tile.token * ldx;
+  Floats sums[kT][kP];
+#pragma GCC unroll 16
+  for (int t = 0; t < kT; ++t) {
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) sums[t][p] = zero_floats();
+  }
+  for (std::int64_t col = 0; col < w.depth; col += 2, steps += stride) {
+    Bytes pair[kP];
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) pair[p] = load_bytes(steps + p * 64);
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) __builtin_prefetch(steps + p * 64 + tile.ahead);
+#pragma GCC unroll 16
+    for (int t = 0; t < kT; ++t) {
+      const Pair value = load_pair(x + t * ldx + col);
+#pragma GCC unroll 2
+      for (int p = 0; p < kP; ++p) sums[t][p] = dot_bf16(sums[t][p], pair[p], value);
+    }
+  }
+  finish(tile, sums);
+}
+
+/// The 16 lanes in a fixed order, the same on every instruction set.
+inline float sum_lanes(Floats lanes) {
+  float v[16];
+  store(v, lanes);
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) v[i] += v[i + width];
+  }
+  return v[0];
+}
+
+/// kRows rows of a rows8 matrix against one token. Columns lie along the lanes; 128, the zero point, is subtracted as a
+/// product of its own, which the rows share.
+template <int kPlanes, int kRows>
+void row_tile(const PackedView& w, std::int64_t row, const PackedActivations& x, std::int64_t token, float* y) {
+  const std::int8_t* const codes = x.codes + token * kPlanes * x.depth;
+  const float* const scales = x.scales + token * (x.depth / kActivationBlock);
+  const std::uint8_t* const rows = w.data + row * w.depth;
+  Floats sums[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) sums[r] = zero_floats();
+  for (std::int64_t col = 0; col < x.depth; col += kActivationBlock) {
+    Bytes columns[kPlanes];
+    Ints zero = zero_ints();
+#pragma GCC unroll 2
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      columns[plane] = load_columns(codes + plane * x.depth + col);
+      zero = add(shift_left<8>(zero), dot_columns(repeat_byte(128), columns[plane]));
+    }
+    const Floats scale = broadcast_float(scales[col / kActivationBlock]);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const Bytes weights = load_bytes(rows + r * w.depth + col);
+      Ints dot = dot_columns(weights, columns[0]);
+      if constexpr (kPlanes == 2) dot = add(shift_left<8>(dot), dot_columns(weights, columns[1]));
+      sums[r] = multiply_add(to_floats(subtract(dot, zero)), scale, sums[r]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) y[row + r] = sum_lanes(sums[r]) * w.row_scales[row + r];
+}
+
+template <int kPlanes>
+void multiply_rows8(const PackedView& w, std::int64_t begin, std::int64_t end, const PackedActivations& x,
+                    std::int64_t first, std::int64_t last, float* y, std::int64_t ldy) {
+  for (std::int64_t token = first; token < last; ++token) {
+    float* const out = y + token * ldy;
+    std::int64_t row = begin;
+    for (; row + 4 <= end; row += 4) row_tile<kPlanes, 4>(w, row, x, token, out);
+    if (end - row == 3) row_tile<kPlanes, 3>(w, row, x, token, out);
+    if (end - row == 2) row_tile<kPlanes, 2>(w, row, x, token, out);
+    if (end - row == 1) row_tile<kPlanes, 1>(w, row, x, token, out);
+  }
+}
+
+/// kinds of tile: 0 bf16, 1 one plane, 2 two planes. Bits and block are given by the weight.
+template <int kPlanes, int kT, int kP>
+void run_tile(const Tile& tile) {
+  const PackedView& w = tile.weight;
+  if constexpr (kPlanes == 0) {
+    bf16_tile<kT, kP>(tile);
+  } else if (w.kind == PackedKind::w4) {
+    if (w.group_size == kHalf) return integer_tile<4, kPlanes, kHalf, kT, kP>(tile);
+    integer_tile<4, kPlanes, kActivationBlock, kT, kP>(tile);
+  } else {
+    if (w.group_size == kHalf) return integer_tile<8, kPlanes, kHalf, kT, kP>(tile);
+    integer_tile<8, kPlanes, kActivationBlock, kT, kP>(tile);
+  }
+}
+
+/// A tile of `tokens` <= kT tokens.
+template <int kPlanes, int kT, int kP>
+void run_tile_of(std::int64_t tokens, const Tile& tile) {
+  if (tokens == kT) {
+    run_tile<kPlanes, kT, kP>(tile);
+  } else if constexpr (kT > 1) {
+    run_tile_of<kPlanes, kT - 1, kP>(tokens, tile);
+  }
+}
+
+template <int kPlanes>
+void multiply_groups(const PackedView& w, std::int64_t begin, std::int64_t end, const PackedActivations& x,
+                     std::int64_t first, std::int64_t last, const LowRankView* low_rank, float* y, std::int64_t ldy) {
+  constexpr int kT = kTokens[kPlanes];
+  const std::int64_t count = last - first, tiles = (count + kT - 1) / kT;
+  for (std::int64_t group = begin; group < end; ++group) {
+    for (std::int64_t i = 0; i < tiles; ++i) {  // tiles of nearly equal height: small ones cost as much as large ones
+      const std::int64_t token = first + count * i / tiles, tokens = first + count * (i + 1) / tiles - token;
+      // One tile reads memory as it computes. Of several, the last one fetches the next group for the first.
+      const std::int64_t ahead = tiles == 1 ? kPrefetchBytes : i + 1 == tiles ? w.group_bytes() : 0;
+      Tile tile{w, x, low_rank, group * w.group_panels, token, y, ldy, ahead};
+      if constexpr (kPanelsAtOnce == 2) {
+        if (w.group_panels == 2) {
+          run_tile_of<kPlanes, kT, 2>(tokens, tile);
+          continue;
+        }
+      }
+      for (std::int64_t p = 0; p < w.group_panels; ++p, ++tile.panel) run_tile_of<kPlanes, kT, 1>(tokens, tile);
+    }
+  }
+}
+
+void multiply_packed(const PackedView& w, std::int64_t begin, std::int64_t end, const PackedActivations& x,
+                     std::int64_t first, std::int64_t last, const LowRankView* low_rank, float* y, std::int64_t ldy) {
+  if (w.kind == PackedKind::rows8) {
+    const auto multiply = x.planes == 1 ? multiply_rows8<1> : multiply_rows8<2>;
+    return multiply(w, begin, end, x, first, last, y, ldy);
+  }
+  if (w.kind == PackedKind::bf16) {
+    multiply_groups<0>(w, begin, end, x, first, last, low_rank, y, ldy);
+  } else if (x.planes == 1) {
+    multiply_groups<1>(w, begin, end, x, first, last, low_rank, y, ldy);
+  } else {
+    multiply_groups<2>(w, begin, end, x, first, last, low_rank, y, ldy);
+  }
+}
+
+/// e^x to 2 ulp on [-87, 88]; inputs outside are clamped. (Cephes' polynomial.)
+inline Floats exponential(Floats x) {
+  x = clamp(x, -87.0F, 88.0F);
+  const Floats shift = broadcast_float(12582912.0F), minus_shift = broadcast_float(-12582912.0F);
+  const Floats one = broadcast_float(1.0F);
+  const Floats shifted = multiply_add(x, broadcast_float(1.44269504088896341F), shift);
+  const Floats n = multiply_add(shifted, one, minus_shift);
+  const Floats r = multiply_add(n, broadcast_float(2.12194440e-4F), multiply_add(n, broadcast_float(-0.693359375F), x));
+  Floats p = broadcast_float(1.9875691500e-4F);
+  for (const float c : {1.3981999507e-3F, 8.3334519073e-3F, 4.1665795894e-2F, 1.6666665459e-1F, 5.0000001201e-1F}) {
+    p = multiply_add(p, r, broadcast_float(c));
+  }
+  p = multiply_add(multiply(p, r), r, multiply_add(r, one, one));
+  return multiply(p, power_of_two(shifted));
+}
+
+void weigh(const GateView& gate, const float* z, std::int64_t ldz, std::int64_t m, float* weighted) {
+  const std::int64_t hidden = (gate.hidden + 15) / 16 * 16, rank = (gate.rank + 15) / 16 * 16;
+  const Floats one = broadcast_float(1.0F);
+  float activated[kMaxGateHidden];
+  for (std::int64_t t = 0; t < m; ++t, z += ldz, weighted += gate.rank) {
+    for (std::int64_t h = 0; h < hidden; h += 16) {
+      Floats sum = load_floats(gate.b1 + h);
+      for (std::int64_t i = 0; i < gate.inputs; ++i) {
+        sum = multiply_add(load_floats(gate.w1 + i * hidden + h), broadcast_float(z[i]), sum);
+      }
+      const Floats e = exponential(multiply(sum, broadcast_float(-1.0F)));  // silu
+      store(activated + h, divide(sum, multiply_add(e, one, one)));
+    }
+    for (std::int64_t r = 0; r < rank; r += 16) {
+      Floats g = one;
+      if (gate.hidden > 0) {
+        Floats sum = load_floats(gate.b2 + r);
+        for (std::int64_t h = 0; h < gate.hidden; ++h) {
+          sum = multiply_add(load_floats(gate.w2 + h * rank + r), broadcast_float(activated[h]), sum);
+        }
+        const Floats e = exponential(multiply(sum, broadcast_float(2.0F)));  // 1 + tanh x = 2 - 2 / (e^2x + 1)
+        g = multiply_add(broadcast_float(-2.0F), divide(one, multiply_add(e, one, one)), broadcast_float(2.0F));
+      }
+      float factors[16];
+      store(factors, multiply(g, load_floats(gate.b_scales + r)));
+      for (std::int64_t i = 0; i < 16 && r + i < gate.rank; ++i) weighted[r + i] = factors[i] * z[r + i];
+    }
+  }
+}
+
+void add_low_rank(const PackedView& w, std::int64_t begin, std::int64_t end, const LowRankView& low_rank,
+                  std::int64_t first, std::int64_t last, float* y, std::int64_t ldy) {
+  for (std::int64_t panel = begin * w.group_panels; panel < end * w.group_panels; ++panel) {
+    const std::int64_t row = panel * kPanelRows, valid = w.rows - row;
+    if (valid <= 0) return;
+    for (std::int64_t token = first; token < last; ++token) {
+      float* const out = y + token * ldy + row;
+      float last_rows[kPanelRows] = {};
+      float* const at = valid >= kPanelRows ? out : last_rows;
+      if (at != out) std::memcpy(last_rows, out, static_cast<std::size_t>(valid) * sizeof(float));
+      Floats sum = load_floats(at);
+      const std::int8_t* const b = low_rank.b + panel * low_rank.rank * kPanelRows;
+      for (std::int64_t r = 0; r < low_rank.rank; ++r) {
+        const Floats value = broadcast_float(low_rank.weighted[token * low_rank.rank + r]);
+        sum = multiply_add(load_signed(b + r * kPanelRows), value, sum);
+      }
+      store(at, sum);
+      if (at != out) std::memcpy(out, last_rows, static_cast<std::size_t>(valid) * sizeof(float));
+    }
+  }
+}
+
+constexpr PackedKernels make_packed_kernels(const char* isa) {
+  return {isa, quantize, multiply_packed, weigh, add_low_rank};
+}
+
+}  // namespace
+}  // namespace spear

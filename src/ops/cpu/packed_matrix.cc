@@ -1,0 +1,246 @@
+#include "ops/cpu/packed_matrix.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "tensor/dtype.h"
+
+namespace spear {
+namespace {
+
+constexpr std::int64_t kRoundedGroup = 32;
+constexpr std::int64_t kFewRows = 12;  // above, a panel's padding costs less than sums along columns
+
+/// Four nibbles of the low 16 bits, one to a byte.
+std::uint32_t spread_nibbles(std::uint32_t x) {
+  x &= 0xffffU;
+  x = (x | x << 8) & 0x00ff00ffU;
+  return (x | x << 4) & 0x0f0f0f0fU;
+}
+
+void read_floats(const Tensor& tensor, std::int64_t row, float* out) {
+  const std::int64_t cols = tensor.dim(1);
+  const auto element = static_cast<std::int64_t>(element_bytes(tensor.dtype()));
+  const std::byte* source = tensor.bytes().data() + row * cols * element;
+  if (tensor.dtype() == DType::f32) {
+    std::memcpy(out, source, static_cast<std::size_t>(cols) * sizeof(float));
+    return;
+  }
+  for (std::int64_t col = 0; col < cols; ++col) {
+    std::uint16_t bits;
+    std::memcpy(&bits, source + 2 * col, sizeof bits);
+    out[col] = tensor.dtype() == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+  }
+}
+
+void require_matrix(const Tensor& tensor, const std::string& where) {
+  if (tensor.shape().size() != 2) {
+    throw bad_input(fmt::format("shape {} is not a matrix", to_string(tensor.shape())), where);
+  }
+  if (tensor.dtype() != DType::f32 && tensor.dtype() != DType::f16 && tensor.dtype() != DType::bf16) {
+    throw bad_input(fmt::format("weights of type {} have no CPU kernel", name(tensor.dtype())), where,
+                    "store the tensor as F32, F16 or BF16");
+  }
+}
+
+std::vector<float> floats(std::span<const std::uint16_t> bits, float (*to_float)(std::uint16_t)) {
+  std::vector<float> out(bits.size());
+  std::transform(bits.begin(), bits.end(), out.begin(), to_float);
+  return out;
+}
+
+/// [rows, cols] -> [cols, rows].
+std::vector<float> transposed(const std::vector<float>& in, std::int64_t rows, std::int64_t cols) {
+  std::vector<float> out(in.size());
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t j = 0; j < cols; ++j)
+      out[static_cast<std::size_t>(j * rows + i)] = in[static_cast<std::size_t>(i * cols + j)];
+  }
+  return out;
+}
+
+/// [rows, cols] -> [rows, cols rounded up to 16], zeros between.
+std::vector<float> padded(const std::vector<float>& in, std::int64_t rows, std::int64_t cols) {
+  const std::int64_t width = (cols + 15) / 16 * 16;
+  std::vector<float> out(static_cast<std::size_t>(rows * width));
+  for (std::int64_t i = 0; i < rows; ++i) std::copy_n(in.begin() + i * cols, cols, out.begin() + i * width);
+  return out;
+}
+
+}  // namespace
+
+PackedMatrix::PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols, std::int64_t group_size, bool zeros,
+                           WeightArena& arena) {
+  view_.kind = kind;
+  view_.rows = rows;
+  view_.cols = cols;
+  view_.depth = (cols + kActivationBlock - 1) / kActivationBlock * kActivationBlock;
+  view_.group_panels = rows > kPanelRows ? 2 : 1;
+  view_.group_size = group_size;
+  view_.groups = group_size == 0 ? 1 : (view_.depth + group_size - 1) / group_size;
+  const std::int64_t padded = view_.panel_groups() * view_.group_rows(), parts = padded * view_.groups;
+  const std::int64_t codes = view_.panel_groups() * view_.group_bytes();
+  const std::int64_t scales = kind == PackedKind::bf16 ? 0 : group_size == 0 ? 4 * padded : 2 * parts;
+  bytes_ = codes + scales + (zeros ? parts : 0);
+  memory_ = arena.allocate(static_cast<std::size_t>(bytes_));
+  view_.data = memory_.get();
+  if (scales > 0 && group_size == 0) {
+    view_.row_scales = row_scales_ = reinterpret_cast<float*>(memory_.get() + codes);
+  } else if (scales > 0) {
+    view_.group_scales = group_scales_ = reinterpret_cast<std::uint16_t*>(memory_.get() + codes);
+  }
+  if (zeros) view_.zeros = zeros_ = memory_.get() + codes + scales;
+}
+
+std::size_t PackedMatrix::scale_index(std::int64_t row, std::int64_t group) const {
+  return static_cast<std::size_t>((row / kPanelRows * view_.groups + group) * kPanelRows + row % kPanelRows);
+}
+
+/// write(row, lane) for every row; lane: its 4 bytes in each step of its panel, lane_stride() apart. What no row writes
+/// (padding) holds codes that count as zero.
+template <class Write>
+void PackedMatrix::fill(ThreadPool& pool, Write write) {
+  const int padding = view_.kind == PackedKind::w4 ? 0x88 : view_.kind == PackedKind::bf16 ? 0 : 0x80;
+  pool.parallel_for(view_.panel_groups(), 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t group = begin; group < end; ++group) {
+      std::uint8_t* const data = memory_.get() + group * view_.group_bytes();
+      std::memset(data, padding, static_cast<std::size_t>(view_.group_bytes()));
+      const std::int64_t first = group * view_.group_rows(), last = std::min(first + view_.group_rows(), view_.rows);
+      for (std::int64_t row = first; row < last; ++row) {
+        write(row, data + (row - first) / kPanelRows * 64 + (row - first) % kPanelRows * 4);
+      }
+    }
+  });
+}
+
+PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, const PackContext& context) {
+  const auto groups = static_cast<std::size_t>(m.rows * m.groups());
+  if (m.packed.size() != static_cast<std::size_t>(m.rows * m.words_per_row()) || m.scales.size() != groups ||
+      m.zeros.size() != (m.scheme.symmetric ? 0 : groups) || m.scheme.group_size % kRoundedGroup != 0) {
+    throw bad_input(fmt::format("packed sizes do not fit [{}, {}] {}", m.rows, m.cols, to_string(m.scheme)), where,
+                    "the checkpoint is damaged; write it again");
+  }
+  PackedMatrix out(PackedKind::w4, m.rows, m.cols, m.scheme.group_size, !m.scheme.symmetric, context.arena);
+  out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
+    const std::uint32_t* const words = m.packed.data() + row * m.words_per_row();
+    for (std::int64_t i = 0; i < m.words_per_row(); ++i, lane += out.lane_stride()) {
+      const std::uint32_t step = spread_nibbles(words[i]) | spread_nibbles(words[i] >> 16) << 4;
+      std::memcpy(lane, &step, sizeof step);
+    }
+    for (std::int64_t group = 0; group < m.groups(); ++group) {
+      const std::size_t at = out.scale_index(row, group);
+      if (m.scheme.group_size == 0) {
+        out.row_scales_[row] = m.scale(row, 0);
+      } else {
+        out.group_scales_[at] = m.scales[static_cast<std::size_t>(row * m.groups() + group)];
+      }
+      if (!m.scheme.symmetric) out.zeros_[at] = static_cast<std::uint8_t>(m.zero(row, group));
+    }
+  });
+  return out;
+}
+
+PackedMatrix PackedMatrix::from_int8(std::span<const std::int8_t> values, std::int64_t rows, std::int64_t cols,
+                                     std::span<const std::uint16_t> row_scales, const PackContext& context) {
+  const bool few = rows <= kFewRows;
+  PackedMatrix out(few ? PackedKind::rows8 : PackedKind::w8, rows, cols, 0, false, context.arena);
+  out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
+    for (std::int64_t col = 0; col < cols; ++col) {
+      const auto code = static_cast<std::uint8_t>(values[static_cast<std::size_t>(row * cols + col)] + 128);
+      lane[few ? col : col / 4 * out.lane_stride() + col % 4] = code;
+    }
+    out.row_scales_[row] = f16_to_f32(row_scales[static_cast<std::size_t>(row)]);
+  });
+  return out;
+}
+
+PackedMatrix PackedMatrix::round_to(PackedKind kind, const Tensor& tensor, const std::string& where,
+                                    const PackContext& context) {
+  require_matrix(tensor, where);
+  const std::int64_t cols = tensor.dim(1);
+  PackedMatrix out(kind, tensor.dim(0), cols, kRoundedGroup, false, context.arena);
+  const int top = kind == PackedKind::w8 ? 127 : 7, zero = kind == PackedKind::w8 ? 128 : 8;
+  out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
+    thread_local std::vector<float> values;
+    values.assign(static_cast<std::size_t>(out.view_.depth), 0.0F);
+    read_floats(tensor, row, values.data());
+    for (std::int64_t group = 0; group < out.view_.groups; ++group) {
+      const float* const v = values.data() + group * kRoundedGroup;
+      float largest = 0;
+      for (std::int64_t i = 0; i < kRoundedGroup; ++i) largest = std::max(largest, std::fabs(v[i]));
+      const std::uint16_t bits = f32_to_f16(largest / static_cast<float>(top));
+      const float inverse = f16_to_f32(bits) > 0 ? 1.0F / f16_to_f32(bits) : 0.0F;
+      out.group_scales_[out.scale_index(row, group)] = bits;
+      for (std::int64_t i = 0; i < kRoundedGroup; ++i) {
+        const auto limit = static_cast<float>(top);
+        const int code = zero + static_cast<int>(std::nearbyint(std::clamp(v[i] * inverse, -limit, limit)));
+        const std::int64_t col = group * kRoundedGroup + i;
+        if (kind == PackedKind::w8) {
+          lane[col / 4 * out.lane_stride() + col % 4] = static_cast<std::uint8_t>(code);
+        } else {
+          std::uint8_t& byte = lane[col / 8 * out.lane_stride() + col % 4];
+          byte = static_cast<std::uint8_t>(col % 8 < 4 ? (byte & 0xf0) | code : (byte & 0x0f) | code << 4);
+        }
+      }
+    }
+  });
+  return out;
+}
+
+PackedMatrix PackedMatrix::to_bf16(const Tensor& tensor, const std::string& where, const PackContext& context) {
+  require_matrix(tensor, where);
+  PackedMatrix out(PackedKind::bf16, tensor.dim(0), tensor.dim(1), 0, false, context.arena);
+  out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
+    thread_local std::vector<float> values;
+    values.resize(static_cast<std::size_t>(tensor.dim(1)));
+    read_floats(tensor, row, values.data());
+    for (std::int64_t col = 0; col < tensor.dim(1); ++col) {
+      const std::uint16_t bits = f32_to_bf16(values[static_cast<std::size_t>(col)]);
+      std::memcpy(lane + col / 2 * out.lane_stride() + col % 2 * 2, &bits, sizeof bits);
+    }
+  });
+  return out;
+}
+
+PackedMatrix PackedMatrix::to_int8(const Tensor& tensor, const std::string& where, const PackContext& context) {
+  return round_to(PackedKind::w8, tensor, where, context);
+}
+
+PackedMatrix PackedMatrix::head(const Tensor& tensor, HeadType type, const std::string& where,
+                                const PackContext& context) {
+  if (type == HeadType::bf16) return to_bf16(tensor, where, context);
+  return round_to(type == HeadType::int8 ? PackedKind::w8 : PackedKind::w4, tensor, where, context);
+}
+
+PackedCompensator::PackedCompensator(const Compensator& source, const PackedView& weight, const std::string& where)
+    : b_(static_cast<std::size_t>(weight.panel_groups() * weight.group_rows() * source.rank)) {
+  const CompensatorGate& gate = source.gate;
+  if (gate.hidden > kMaxGateHidden) {
+    throw bad_input(fmt::format("a gate of {} hidden units; at most {} are supported", gate.hidden, kMaxGateHidden),
+                    where, "recover the model again with a narrower gate");
+  }
+  const std::int64_t inputs = source.rank + source.gate_rows;
+  b_scales_ = padded(floats(source.b_scales, f16_to_f32), 1, source.rank);
+  w1_ = padded(transposed(floats(gate.w1, bf16_to_f32), gate.hidden, inputs), inputs, gate.hidden);
+  b1_ = padded(floats(gate.b1, bf16_to_f32), 1, gate.hidden);
+  w2_ = padded(transposed(floats(gate.w2, bf16_to_f32), source.rank, gate.hidden), gate.hidden, source.rank);
+  b2_ = padded(floats(gate.b2, bf16_to_f32), 1, gate.hidden > 0 ? source.rank : 0);
+  gate_ = {source.rank, inputs, gate.hidden, b_scales_.data(), w1_.data(), b1_.data(), w2_.data(), b2_.data()};
+  for (std::int64_t row = 0; row < source.out_features; ++row) {
+    for (std::int64_t r = 0; r < source.rank; ++r) {
+      const std::int64_t at = (row / kPanelRows * source.rank + r) * kPanelRows + row % kPanelRows;
+      b_[static_cast<std::size_t>(at)] = source.b[static_cast<std::size_t>(row * source.rank + r)];
+    }
+  }
+}
+
+std::int64_t PackedCompensator::bytes() const {
+  return static_cast<std::int64_t>(b_.size() +
+                                   4 * (b_scales_.size() + w1_.size() + b1_.size() + w2_.size() + b2_.size()));
+}
+
+}  // namespace spear
