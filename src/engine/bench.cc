@@ -110,7 +110,6 @@ void check(const CpuModel& model, const BenchOptions& options) {
 
 /// Bytes that one token reads: its share of the weights, and its sequence's keys and values.
 double bytes_per_token(const CpuModel& model, const BenchResult& result) {
-  const ModelConfig& config = model.config();
   const auto weights = static_cast<double>(model.bytes_per_token());
   const auto per_position = static_cast<double>(model.block_bytes(model.kv_cache_type())) /
                             static_cast<double>(model.block_size());
