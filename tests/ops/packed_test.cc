@@ -299,6 +299,28 @@ TEST_P(PackedTest, WritesOnlyWhatBelongsToIt) {
   }
 }
 
+TEST_P(PackedTest, TheComparisonSeesAPlantedFault) {
+  constexpr std::int64_t kRows = 40, kCols = 128, kTokens = 3;
+  const W4Matrix good = random_w4(kRows, kCols, {32, false}, 1);
+  const auto x = random_floats(kTokens * kCols, 2);
+  const auto error_of = [&](const W4Matrix& planted) {
+    const auto packed = PackedMatrix::from_w4(planted, "planted", context_);
+    return linear_error(seen(Activations::a16, packed.view(), x, kTokens), ref::dequantize(good),
+                        run(packed.view(), Activations::a16, x, kTokens), kRows);
+  };
+  EXPECT_LE(error_of(good), 1.5);
+  W4Matrix nibbles = good;  // the two nibbles of every byte change places
+  for (auto& word : nibbles.packed) word = (word & 0x0f0f0f0fU) << 4 | (word & 0xf0f0f0f0U) >> 4;
+  EXPECT_GT(error_of(nibbles), 100.0);
+  W4Matrix rows = good;  // rows 3 and 4 change places
+  const auto words = good.words_per_row();
+  std::swap_ranges(rows.packed.begin() + 3 * words, rows.packed.begin() + 4 * words, rows.packed.begin() + 4 * words);
+  EXPECT_GT(error_of(rows), 100.0);
+  W4Matrix zero = good;
+  zero.zeros[5] = static_cast<std::uint8_t>((zero.zeros[5] + 1) % 16);
+  EXPECT_GT(error_of(zero), 100.0);
+}
+
 TEST_P(PackedTest, NanAndInfinityShow) {
   constexpr std::int64_t kCols = 130;
   const auto matrix = PackedMatrix::from_w4(random_w4(20, kCols, {}, 1), "", context_);

@@ -3,11 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
 #include <cstring>
 
 #include "base/error.h"
 #include "tensor/dtype.h"
+#include "tensor/vector_math.h"
 
 namespace spear {
 namespace {
@@ -35,6 +36,22 @@ void read_floats(const Tensor& tensor, std::int64_t row, float* out) {
     std::memcpy(&bits, source + 2 * col, sizeof bits);
     out[col] = tensor.dtype() == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
   }
+}
+
+/// codes = zero + round(v / scale), at most `top` from zero, with scale = f16(max|v| / top); returns the scale's bits.
+SPEAR_VECTOR_CLONES std::uint16_t round_group(const float* v, int top, int zero, std::uint8_t* codes) {
+  std::int32_t largest = 0;  // of the absolute values' bits, which order like the values
+  for (std::int64_t i = 0; i < kRoundedGroup; ++i) {
+    largest = std::max(largest, static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(v[i]) & 0x7fffffffU));
+  }
+  const std::uint16_t bits = f32_to_f16(std::bit_cast<float>(largest) / static_cast<float>(top));
+  const float scale = f16_to_f32(bits), inverse = scale > 0 ? 1.0F / scale : 0.0F;
+  for (std::int64_t i = 0; i < kRoundedGroup; ++i) {
+    // 1.5 * 2^23: the sum's low mantissa bits are the rounded integer
+    const auto code = std::bit_cast<std::int32_t>(v[i] * inverse + 12582912.0F) - 0x4b400000;
+    codes[i] = static_cast<std::uint8_t>(zero + std::clamp(code, -top, top));
+  }
+  return bits;
 }
 
 void require_matrix(const Tensor& tensor, const std::string& where) {
@@ -170,21 +187,15 @@ PackedMatrix PackedMatrix::round_to(PackedKind kind, const Tensor& tensor, const
     read_floats(tensor, row, values.data());
     for (std::int64_t group = 0; group < out.view_.groups; ++group) {
       const float* const v = values.data() + group * kRoundedGroup;
-      float largest = 0;
-      for (std::int64_t i = 0; i < kRoundedGroup; ++i) largest = std::max(largest, std::fabs(v[i]));
-      const std::uint16_t bits = f32_to_f16(largest / static_cast<float>(top));
-      const float inverse = f16_to_f32(bits) > 0 ? 1.0F / f16_to_f32(bits) : 0.0F;
-      out.group_scales_[out.scale_index(row, group)] = bits;
-      for (std::int64_t i = 0; i < kRoundedGroup; ++i) {
-        const auto limit = static_cast<float>(top);
-        const int code = zero + static_cast<int>(std::nearbyint(std::clamp(v[i] * inverse, -limit, limit)));
-        const std::int64_t col = group * kRoundedGroup + i;
-        if (kind == PackedKind::w8) {
-          lane[col / 4 * out.lane_stride() + col % 4] = static_cast<std::uint8_t>(code);
-        } else {
-          std::uint8_t& byte = lane[col / 8 * out.lane_stride() + col % 4];
-          byte = static_cast<std::uint8_t>(col % 8 < 4 ? (byte & 0xf0) | code : (byte & 0x0f) | code << 4);
+      std::uint8_t codes[kRoundedGroup];
+      out.group_scales_[out.scale_index(row, group)] = round_group(v, top, zero, codes);
+      for (std::int64_t i = 0; i < kRoundedGroup; i += columns_per_step(kind)) {
+        std::uint8_t step[4];
+        for (std::int64_t j = 0; j < 4; ++j) {
+          step[j] =
+              static_cast<std::uint8_t>(kind == PackedKind::w8 ? codes[i + j] : codes[i + j] | codes[i + j + 4] << 4);
         }
+        std::memcpy(lane + (group * kRoundedGroup + i) / columns_per_step(kind) * out.lane_stride(), step, sizeof step);
       }
     }
   });
