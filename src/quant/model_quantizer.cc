@@ -32,7 +32,7 @@ torch::Tensor second_moment(const torch::Tensor& x, const torch::Tensor& weights
   auto sum = torch::zeros({x.size(1), x.size(1)}, x.options().dtype(torch::kFloat32));
   for (std::int64_t begin = 0; begin < x.size(0); begin += kRows) {
     auto rows = x.narrow(0, begin, std::min(kRows, x.size(0) - begin));
-    if (weights.defined()) rows = rows.to(torch::kFloat32) * weights.narrow(0, begin, rows.size(0)).sqrt();
+    if (weights.defined()) rows = (rows.to(torch::kFloat32) * weights.narrow(0, begin, rows.size(0)).sqrt()).to(x.scalar_type());
     sum += transposed_product(rows, rows);
   }
   return sum / static_cast<double>(x.size(0));

@@ -99,8 +99,10 @@ torch::Tensor PackedWeight::multiply(const torch::Tensor& given, torch::ScalarTy
 }
 
 torch::Tensor transposed_product(const torch::Tensor& a, const torch::Tensor& b) {
-  if (!a.is_cpu() || !has_bf16_kernels()) return torch::matmul(a.to(torch::kFloat32).t(), b.to(torch::kFloat32));
-  const auto left = a.to(torch::kBFloat16).contiguous(), right = b.to(torch::kBFloat16).contiguous();
+  if (!a.is_cpu() || b.scalar_type() != torch::kBFloat16 || !has_bf16_kernels()) {
+    return torch::matmul(a.to(torch::kFloat32).t(), b.to(torch::kFloat32));
+  }
+  const auto left = a.to(torch::kBFloat16).contiguous(), right = b.contiguous();
   const std::int64_t n = left.size(0), d1 = left.size(1), d2 = right.size(1);
   const auto out = torch::empty({d1, d2}, a.options().dtype(torch::kFloat32));
   const auto desc = product(transposed(d1, n, kBf16), row_major(n, d2, kBf16), row_major(d1, d2, memory::data_type::f32));

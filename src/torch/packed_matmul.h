@@ -29,8 +29,8 @@ class PackedWeight {
   std::unique_ptr<State> state_;
 };
 
-/// a: [n, d1], b: [n, d2], any floating type, one device -> aᵀ b: [d1, d2], float32 sums. Where bfloat16 kernels exist the
-/// operands are rounded to bfloat16 first: of a moment of n tokens that is noise of 2⁻⁹ / √n, far below its damping.
+/// a: [n, d1], b: [n, d2], any floating type, one device -> aᵀ b: [d1, d2], float32 sums. If b is bfloat16 and there are
+/// kernels for it, a is rounded to bfloat16 too: of a moment of n tokens that is noise of 2⁻⁹ / √n, far below its damping.
 torch::Tensor transposed_product(const torch::Tensor& a, const torch::Tensor& b);
 
 }  // namespace spear

@@ -204,10 +204,12 @@ TEST_F(CliTest, GenerateWithPenaltiesBiasAndLogprobs) {
 }
 
 TEST_F(CliTest, EvalAgainstItselfAndAgainstTheParent) {
-  const std::string served = " --text " + text().string() + " --context 32 --windows 4 --json";
-  const std::string data = served + " --kv-cache-dtype f32";
+  const std::string data = " --text " + text().string() + " --context 32 --windows 4 --json";
+  // As it is served: keys, values and inputs rounded, the reference's not.
+  const std::string served = data + " --kv-cache-dtype bf16 --activations a16";
   const json rounded = json::parse(spear("eval --model " + model() + " --reference " + model() + served).out);
-  EXPECT_EQ(rounded.at("kv_cache_dtype"), "bf16");  // as it is served: keys and values rounded, the reference's not
+  EXPECT_EQ(rounded.at("kv_cache_dtype"), "bf16");
+  EXPECT_GT(rounded.at("kl").at("value").get<double>(), 0);
   EXPECT_NEAR(rounded.at("kl").at("value").get<double>(), 0, 1e-3);
   const json self = json::parse(spear("eval --model " + model() + " --reference " + model() + data).out);
   EXPECT_EQ(self.at("schema"), "spear.eval/1");
