@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 namespace spear {
@@ -52,6 +54,35 @@ TEST(ThreadPool, RethrowsAndStaysUsable) {
     std::atomic<std::int64_t> sum = 0;
     pool.parallel_for(300, 1, [&](std::int64_t begin, std::int64_t end) { sum += end - begin; });
     EXPECT_EQ(sum, 300);
+  }
+}
+
+TEST(ThreadPool, RunCallsEveryThreadOnceAlsoAfterTheyWentToSleep) {
+  for (const int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    std::vector<int> calls(static_cast<std::size_t>(threads) * 16);  // a cache line each; no atomics: run() orders them
+    for (int repeat = 0; repeat < 2000; ++repeat) {
+      if (repeat % 500 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      pool.run([&](int thread) { ++calls[static_cast<std::size_t>(thread) * 16]; });
+    }
+    for (int thread = 0; thread < threads; ++thread) EXPECT_EQ(calls[static_cast<std::size_t>(thread) * 16], 2000);
+  }
+}
+
+TEST(Rendezvous, WhatWasWrittenBeforeArrivingIsSeenAfterWaiting) {
+  ThreadPool pool(3);
+  Rendezvous rendezvous;
+  int written[3] = {};
+  for (int repeat = 1; repeat <= 300; ++repeat) {
+    rendezvous.reset(3);
+    std::atomic<int> sum = 0;
+    pool.run([&](int thread) {
+      written[thread] = repeat;
+      rendezvous.arrive();
+      rendezvous.wait();
+      sum += written[(thread + 1) % 3];
+    });
+    ASSERT_EQ(sum, 3 * repeat);
   }
 }
 

@@ -236,6 +236,30 @@ TEST_F(CliTest, EvalAgainstItselfAndAgainstTheParent) {
   EXPECT_EQ(spear("eval --model " + model() + " --text " + text().string() + " --context 100000").code, 3);
 }
 
+TEST_F(CliTest, FasterActivationsStayCloseToTheOracle) {
+  const auto kl = [&](const std::string& options) {
+    const std::string data = " --text " + text().string() + " --context 32 --windows 4 --json " + options;
+    const json result = json::parse(spear("eval --model " + model() + " --reference " + model() + data).out);
+    return result.at("kl").at("value").get<double>();
+  };
+  const double a16 = kl("--activations a16 --head-dtype bf16"), a8 = kl("--activations a8 --head-dtype bf16");
+  EXPECT_LT(a16, 1e-3);
+  EXPECT_LT(a8, 1e-2);
+  EXPECT_EQ(spear("eval --model " + model() + " --text " + text().string() + " --activations a4").code, 2);
+}
+
+TEST_F(CliTest, BenchMeasuresAModelOrAShape) {
+  const std::string grid = " --prompt-tokens 8 --gen-tokens 2 --repeats 2 --threads 1 ";
+  const json shape = json::parse(spear("bench --shape smollm2-135m --vocabulary 512 --json" + grid).out);
+  EXPECT_EQ(shape.at("schema"), "spear.bench/1");
+  EXPECT_EQ(shape.at("results").size(), 4U);  // prefill and decode, compensators on and off
+  const Outcome table = spear("bench --quiet --model " + model() + grid + "--compensators on --activations a8");
+  EXPECT_EQ(table.code, 0);
+  EXPECT_THAT(table.out, HasSubstr("roofline"));
+  EXPECT_EQ(spear("bench" + grid).code, 2);
+  EXPECT_EQ(spear("bench --shape llama-2t" + grid).code, 2);
+}
+
 TEST_F(CliTest, EvalOnTasks) {
   std::ofstream tasks(file("choices.jsonl"));
   for (int i = 0; i < 4; ++i)
