@@ -50,7 +50,7 @@ void product_tile(const typename F::Left* left, std::int64_t lda, const RightBlo
           const auto right0 = F::load(b), right1 = F::load(b + kWidth);
 #pragma GCC unroll 16
           for (int r = 0; r < kRows; ++r) {
-            const auto value = F::broadcast(a[r * lda]);
+            const auto value = F::broadcast(load_vector<typename F::Left>(a + r * lda));  // written as halves
             sums[r][0] = F::multiply_add(value, right0, sums[r][0]);
             sums[r][1] = F::multiply_add(value, right1, sums[r][1]);
           }
