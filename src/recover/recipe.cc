@@ -23,8 +23,8 @@ Recipe preset_recipe(std::string_view preset) {
   if (preset == "quick") {
     recipe.samples = {.sequences = 56, .length = 1024, .batch = 56, .seed = 0};
     recipe.held_out_sequences = 8;
-    recipe.quantizer_sequences = 256;
-    recipe.quantizer_length = 128;
+    recipe.quantizer_sequences = 128;
+    recipe.quantizer_length = 256;
     recipe.diagnose = {.sequences = 4, .length = 256};
     recipe.train.steps = 48;
     recipe.train.evaluations = 1;
