@@ -7,7 +7,7 @@ namespace {
 
 constexpr double kRidge = 1e-6;  ///< of the mean diagonal of M: a rank that never fires must not stop the factorization
 
-/// E[z zᵀ] of the compensators of `ids`, float64, by ModuleId.
+/// E[z zᵀ] of each site's compensator, float64, by the ModuleId of its first member.
 std::map<int, torch::Tensor> moments_of_z(TorchModel& model, const std::vector<CompensatorSite>& sites, const torch::Tensor& tokens) {
   std::map<int, torch::Tensor> out;
   for (const auto& site : sites) out[site.members.front().index];
