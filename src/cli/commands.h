@@ -12,6 +12,7 @@ void add_eval(CommandLine& line);
 void add_bench(CommandLine& line);
 void add_inspect(CommandLine& line);
 void add_report(CommandLine& line);
+void add_serve(CommandLine& line);
 void add_version(CommandLine& line);
 void add_completions(CommandLine& line);
 

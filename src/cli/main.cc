@@ -9,6 +9,7 @@ int main(int argc, char** argv) {
   spear::cli::add_bench(line);
   spear::cli::add_inspect(line);
   spear::cli::add_report(line);
+  spear::cli::add_serve(line);
   spear::cli::add_version(line);
   spear::cli::add_completions(line);
   return line.run(argc, argv);

@@ -158,8 +158,12 @@ bool Engine::schedule_chunk(Sequence& sequence, std::int64_t tokens) {
 void Engine::admit(std::int64_t& budget) {
   while (!waiting_.empty() && budget > 0 && static_cast<std::int64_t>(running_.size()) < options_.max_num_seqs) {
     Sequence& sequence = *waiting_.front();
-    if (options_.prefix_caching) sequence.match_prefix(blocks_);
+    if (options_.prefix_caching && !sequence.request().prompt_logprobs) sequence.match_prefix(blocks_);
     if (!has_room(sequence)) return sequence.drop(blocks_);
+    if (sequence.admitted == std::chrono::steady_clock::time_point()) {
+      sequence.admitted = std::chrono::steady_clock::now();
+      sequence.cached_tokens = sequence.computed;
+    }
     totals_.prefix_queries += sequence.size();
     totals_.prefix_hits += sequence.computed;
     running_.push_back(std::move(waiting_.front()));
@@ -197,7 +201,11 @@ void Engine::compute() {
   last_hidden_.clear();
   std::size_t row = 0;
   for (Sequence* sequence : batch_) {
-    row += static_cast<std::size_t>(sequence->scheduled);
+    const auto rows = static_cast<std::size_t>(sequence->scheduled);
+    if (sequence->request().prompt_logprobs) {
+      score_prompt(*sequence, sequence->computed, hidden.subspan(row * width, rows * width));
+    }
+    row += rows;
     sequence->commit(blocks_, options_.prefix_caching);
     if (sequence->missing() > 0) continue;
     const auto last = hidden.subspan((row - 1) * width, width);
@@ -206,6 +214,27 @@ void Engine::compute() {
   }
   sample(last_hidden_);
   retire();
+}
+
+/// hidden: rows of the tokens from position `first` on; each predicts the token behind it.
+void Engine::score_prompt(Sequence& sequence, std::int64_t first, std::span<const float> hidden) {
+  const auto width = static_cast<std::size_t>(model_.config().hidden_size);
+  const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
+  // What a preempted request computes again is known already.
+  const auto known = static_cast<std::int64_t>(sequence.prompt_logprobs.size());
+  const std::int64_t end =
+      std::min(first + static_cast<std::int64_t>(hidden.size() / width), sequence.prompt_tokens() - 1);
+  for (std::int64_t begin = std::max(first, known); begin < end; begin += kLogitRows) {
+    const auto rows = static_cast<std::size_t>(std::min(end - begin, kLogitRows));
+    if (logits_.size() < rows * vocab) logits_.resize(rows * vocab);
+    const auto logits = std::span(logits_).first(rows * vocab);
+    model_.logits(hidden.subspan(static_cast<std::size_t>(begin - first) * width, rows * width), logits);
+    for (std::size_t i = 0; i < rows; ++i) {
+      const auto token = sequence.tokens()[static_cast<std::size_t>(begin) + i + 1];
+      const auto scored = sequence.sampler.score(logits.subspan(i * vocab, vocab), token);
+      sequence.prompt_logprobs.emplace_back(scored.begin(), scored.end());
+    }
+  }
 }
 
 void Engine::sample(std::span<const float> hidden) {
@@ -223,7 +252,7 @@ void Engine::sample(std::span<const float> hidden) {
 void Engine::take_token(Sequence& sequence, std::span<const float> logits) {
   std::int32_t token = -1;
   try {
-    token = sequence.sampler.next(logits);
+    token = sequence.sampler.next(logits, sequence.request().constraint.get());
     sequence.append(token);
     if (sequence.finished == FinishReason::eos) {
       token = -1;
@@ -240,7 +269,9 @@ void Engine::take_token(Sequence& sequence, std::span<const float> logits) {
 void Engine::report(Sequence& sequence, std::int32_t token) {
   outputs_.push_back({sequence.id, token, sequence.finished,
                       token >= 0 ? sequence.sampler.logprobs() : std::span<const TokenLogprob>(),
-                      sequence.error ? &*sequence.error : nullptr});
+                      sequence.error ? &*sequence.error : nullptr, sequence.cached_tokens, sequence.admitted,
+                      sequence.size() <= sequence.prompt_tokens() + 1 ? sequence.prompt_logprobs
+                                                                      : std::span<const std::vector<TokenLogprob>>()});
 }
 
 void Engine::retire() {

@@ -57,6 +57,7 @@ class Engine {
   bool schedule_chunk(Sequence& sequence, std::int64_t tokens);
   void preempt_last();
   void compute();
+  void score_prompt(Sequence& sequence, std::int64_t first, std::span<const float> hidden);
   void sample(std::span<const float> hidden);
   void take_token(Sequence& sequence, std::span<const float> logits);
   void report(Sequence& sequence, std::int32_t token);

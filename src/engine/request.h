@@ -1,13 +1,16 @@
 // What is asked of the engine, and what it answers step by step.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
 
 #include "base/error.h"
 #include "engine/sampler.h"
+#include "engine/token_constraint.h"
 
 namespace spear {
 
@@ -20,11 +23,24 @@ enum class FinishReason { eos, stop, length, interrupted, cancelled, failed };
 /// "eos", "stop", "length", "interrupted", "cancelled", "failed".
 const char* name(FinishReason reason);
 
+/// What a client was promised, in milliseconds; 0: nothing.
+struct Slo {
+  double ttft_ms = 0;  ///< from the arrival to the first token
+  double itl_ms = 0;   ///< between two tokens
+};
+
 struct Request {
   std::vector<std::int32_t> prompt;
   std::int64_t max_tokens = 256;
   SamplingOptions sampling = {};
   std::vector<std::int64_t> stop_token_ids = {};  ///< end the output and are not part of it
+  /// Log-probabilities of the prompt's own tokens too, with SamplingOptions::logprobs alternatives; the whole prompt
+  /// is computed then, whatever is known of its prefix.
+  bool prompt_logprobs = false;
+  Slo slo = {};
+  int priority = 0;                                       ///< higher ones go first
+  std::shared_ptr<TokenConstraint> constraint = nullptr;  ///< of the output; one per request
+  std::chrono::steady_clock::time_point arrival = {};     ///< when the promise begins; the epoch: when it is added
 };
 
 /// What a step did for one request.
@@ -32,8 +48,12 @@ struct StepOutput {
   RequestId id = 0;
   std::int32_t token = -1;  ///< the new token; -1: none (an end token, a cancellation, an error)
   std::optional<FinishReason> finished;
-  std::span<const TokenLogprob> logprobs;  ///< of the new token, see Sampler::logprobs
-  const Error* error = nullptr;            ///< why, with FinishReason::failed
+  std::span<const TokenLogprob> logprobs;               ///< of the new token, see Sampler::logprobs
+  const Error* error = nullptr;                         ///< why, with FinishReason::failed
+  std::int64_t cached_tokens = 0;                       ///< of the prompt, found in the prefix cache
+  std::chrono::steady_clock::time_point admitted = {};  ///< when its prompt was first scheduled
+  /// With its first output, if Request::prompt_logprobs: for each prompt token but the first, see Sampler::logprobs.
+  std::span<const std::vector<TokenLogprob>> prompt_logprobs;
 };
 
 /// Totals since the engine was made, and what it holds now.

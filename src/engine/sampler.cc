@@ -56,15 +56,25 @@ void Sampler::add_prompt(std::span<const std::int32_t> prompt, std::int64_t voca
   }
 }
 
-std::int32_t Sampler::next(std::span<const float> logits) {
+namespace {
+
+/// Throws Error(failed) when a logit is NaN or +infinity.
+float checked_largest(std::span<const float> logits) {
   if (logits.empty()) throw failed("there are no logits");
-  const float raw_largest = largest_logit(logits.data(), size_of(logits));
-  if (std::isnan(raw_largest)) {
+  const float largest = largest_logit(logits.data(), size_of(logits));
+  if (std::isnan(largest)) {
     const auto bad = std::find_if(logits.begin(), logits.end(), [](float x) { return !(x < INFINITY); });
     throw failed(fmt::format("the logit of token {} is {}", bad - logits.begin(), *bad), "",
                  "the weights are damaged; get them again");
   }
-  const auto changed = adjusted(logits);
+  return largest;
+}
+
+}  // namespace
+
+std::int32_t Sampler::next(std::span<const float> logits, TokenConstraint* constraint) {
+  const float raw_largest = checked_largest(logits);
+  const auto changed = adjusted(logits, constraint);
   const float largest = changed.data() == logits.data() ? raw_largest : largest_logit(changed.data(), size_of(changed));
   if (largest == -INFINITY) throw failed("no token has a finite logit");
   const std::int32_t token =
@@ -72,6 +82,7 @@ std::int32_t Sampler::next(std::span<const float> logits) {
           ? static_cast<std::int32_t>(std::find(changed.begin(), changed.end(), largest) - changed.begin())
           : draw(changed, largest);
   if (options_.has_penalties()) count(token, true, size_of(logits));
+  if (constraint != nullptr) constraint->accept(token);
   logprobs_.clear();
   if (options_.logprobs >= 0) {
     logprobs_.push_back({token, 0});
@@ -80,9 +91,16 @@ std::int32_t Sampler::next(std::span<const float> logits) {
   return token;
 }
 
-/// The logits after penalties and bias: a copy, unless there are none.
-std::span<const float> Sampler::adjusted(std::span<const float> logits) {
-  if (seen_.empty() && options_.logit_bias.empty()) return logits;
+std::span<const TokenLogprob> Sampler::score(std::span<const float> logits, std::int32_t token) {
+  const float largest = checked_largest(logits);
+  logprobs_.assign(1, {token, 0});
+  find_logprobs(logits, largest);
+  return logprobs_;
+}
+
+/// The logits after penalties, bias and constraint: a copy, unless there are none.
+std::span<const float> Sampler::adjusted(std::span<const float> logits, TokenConstraint* constraint) {
+  if (seen_.empty() && options_.logit_bias.empty() && constraint == nullptr) return logits;
   adjusted_.assign(logits.begin(), logits.end());
   penalize(adjusted_);
   for (const auto& [token, bias] : options_.logit_bias) {
@@ -91,6 +109,7 @@ std::span<const float> Sampler::adjusted(std::span<const float> logits) {
     }
     adjusted_[static_cast<std::size_t>(token)] += bias;
   }
+  if (constraint != nullptr) constraint->mask(adjusted_);
   return adjusted_;
 }
 
@@ -263,7 +282,7 @@ void Sampler::find_logprobs(std::span<const float> logits, float largest) {
     return static_cast<float>(logits[static_cast<std::size_t>(token)] - normalizer);
   };
   logprobs_.front().logprob = logprob(logprobs_.front().token);
-  if (options_.logprobs == 0) return;
+  if (options_.logprobs <= 0) return;
   keep_top_k(logits, options_.logprobs);
   std::sort(candidates_.begin(), candidates_.end(), likelier);
   for (const Candidate& candidate : candidates_) logprobs_.push_back({candidate.token, logprob(candidate.token)});

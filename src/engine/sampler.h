@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "engine/token_constraint.h"
 
 namespace spear {
 
@@ -49,7 +50,11 @@ class Sampler {
   /// the bias, then top-k, top-p, min-p on the distribution at `temperature`. Ties go to the lower id. Throws
   /// Error(failed) when a logit is NaN or +infinity, or all are -infinity, Error(bad_input) when a biased token is
   /// outside the vocabulary.
-  std::int32_t next(std::span<const float> logits);
+  /// A constraint's mask is applied last; logprobs() do not know of it.
+  std::int32_t next(std::span<const float> logits, TokenConstraint* constraint = nullptr);
+
+  /// logprobs() of a token that was not drawn: one of the prompt. Changes nothing that next() depends on.
+  std::span<const TokenLogprob> score(std::span<const float> logits, std::int32_t token);
 
   /// Of the last token, by the model itself (temperature 1, before penalties, bias and filters): the chosen token
   /// first, then the most likely ones in order. Empty without SamplingOptions::logprobs.
@@ -62,7 +67,7 @@ class Sampler {
     std::int32_t token;
   };
 
-  std::span<const float> adjusted(std::span<const float> logits);
+  std::span<const float> adjusted(std::span<const float> logits, TokenConstraint* constraint);
   void penalize(std::span<float> logits);
   void count(std::int32_t token, bool in_output, std::int64_t vocab_size);
   std::int32_t draw(std::span<const float> logits, float largest);

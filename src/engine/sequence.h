@@ -1,6 +1,7 @@
 // A request inside the engine: its tokens, and the blocks that hold their keys and values.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -23,10 +24,14 @@ class Sequence {
   std::int64_t scheduled = 0;  ///< tokens of the current step
   std::optional<FinishReason> finished;
   std::optional<Error> error;
+  std::int64_t cached_tokens = 0;                          ///< found in the prefix cache when it was first admitted
+  std::chrono::steady_clock::time_point admitted = {};     ///< first; the epoch: not yet
+  std::vector<std::vector<TokenLogprob>> prompt_logprobs;  ///< of prompt tokens 1, 2, ..., if they are wanted
 
   std::int64_t size() const { return static_cast<std::int64_t>(tokens_.size()); }
   std::int64_t prompt_tokens() const { return static_cast<std::int64_t>(request_.prompt.size()); }
   std::int64_t missing() const { return size() - computed; }  ///< tokens to compute before the next can be sampled
+  const Request& request() const { return request_; }
   bool decoding() const { return missing() == 1 && computed > 0; }
   std::span<const std::int32_t> tokens() const { return tokens_; }
   std::span<const std::int32_t> block_table() const { return block_table_; }
