@@ -55,20 +55,13 @@ Tokenizer small_tokenizer() {
   Json vocabulary = Json::object();
   for (int i = 0; i < 94; ++i) vocabulary[std::string(1, static_cast<char>('!' + i))] = i;
   vocabulary["\xC4\xA0"] = 94;  // a space, in byte-level spelling
-  const Json json = {
-      {"version", "1.0"},
-      {"added_tokens", Json::array()},
-      {"normalizer", nullptr},
-      {"pre_tokenizer",
-       {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}}},
-      {"post_processor", nullptr},
-      {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
-      {"model",
-       {{"type", "BPE"},
-        {"dropout", nullptr},
-        {"unk_token", nullptr},
-        {"vocab", vocabulary},
-        {"merges", Json::array()}}}};
+  const Json json = {{"version", "1.0"},
+                     {"added_tokens", Json::array()},
+                     {"normalizer", nullptr},
+                     {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}}},
+                     {"post_processor", nullptr},
+                     {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
+                     {"model", {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr}, {"vocab", vocabulary}, {"merges", Json::array()}}}};
   return Tokenizer::from_json(json, nullptr, nullptr, "test");
 }
 
@@ -78,9 +71,7 @@ class SlowModel final : public PagedModel {
   const ModelConfig& config() const override { return model.config(); }
   std::int64_t block_size() const override { return model.block_size(); }
   std::int64_t block_bytes(KvCacheType type) const override { return model.block_bytes(type); }
-  std::unique_ptr<PagedKvCache> make_paged_cache(std::int64_t blocks, KvCacheType type) override {
-    return model.make_paged_cache(blocks, type);
-  }
+  std::unique_ptr<PagedKvCache> make_paged_cache(std::int64_t blocks, KvCacheType type) override { return model.make_paged_cache(blocks, type); }
   std::span<const float> step(std::span<const SequenceChunk> chunks, PagedKvCache& cache) override {
     std::unique_lock lock(mutex);
     released.wait(lock, [this] { return !stuck; });
@@ -130,8 +121,7 @@ class ServerTest : public ::testing::Test {
     });
   }
 
-  std::shared_ptr<FakeExchange> send(const std::string& path, const std::string& body = "", const std::string& key = "",
-                                     const char* method = nullptr) {
+  std::shared_ptr<FakeExchange> send(const std::string& path, const std::string& body = "", const std::string& key = "", const char* method = nullptr) {
     HttpRequest request;
     request.method = method != nullptr ? method : body.empty() ? "GET" : "POST";
     request.path = path;
@@ -191,10 +181,8 @@ TEST_F(ServerTest, StreamedAndWholeAnswersAreTheSame) {
     ASSERT_TRUE(last.starts_with("data: "));
     if (last == "data: [DONE]") break;
     const Json document = Json::parse(last.substr(6));
-    if (document.at("choices").empty())
-      usage = document.at("usage");
-    else
-      text += document.at("choices").at(0).at("text").get<std::string>();
+    if (document.at("choices").empty()) usage = document.at("usage");
+    else text += document.at("choices").at(0).at("text").get<std::string>();
   }
   EXPECT_EQ(last, "data: [DONE]");
   EXPECT_EQ(text, whole);
@@ -208,14 +196,12 @@ TEST_F(ServerTest, StopStringsNeverLeak) {
   ASSERT_GE(whole.size(), 10U);
   const std::string stop = whole.substr(4, 3);
   const auto at = whole.find(stop);
-  EXPECT_EQ(text_of(R"({"prompt":"hello","max_tokens":30,"temperature":0,"stop":)" + Json(stop).dump() + "}"),
-            whole.substr(0, at));
+  EXPECT_EQ(text_of(R"({"prompt":"hello","max_tokens":30,"temperature":0,"stop":)" + Json(stop).dump() + "}"), whole.substr(0, at));
   run_until([&] { return server->stats().free_blocks == 60 && server->stats().running == 0; });
 }
 
 TEST_F(ServerTest, EchoGivesThePromptAndItsLogprobs) {
-  const auto exchange =
-      send("/v1/completions", R"({"prompt":"hello","max_tokens":2,"temperature":0,"echo":true,"logprobs":1})");
+  const auto exchange = send("/v1/completions", R"({"prompt":"hello","max_tokens":2,"temperature":0,"echo":true,"logprobs":1})");
   run_until([&] { return exchange->done; });
   const Json choice = Json::parse(exchange->response.body).at("choices").at(0);
   const Json& logprobs = choice.at("logprobs");
@@ -226,25 +212,20 @@ TEST_F(ServerTest, EchoGivesThePromptAndItsLogprobs) {
   // Greedy output is the likeliest token: its logprob is the largest one.
   for (std::size_t i : {5U, 6U}) EXPECT_EQ(logprobs.at("top_logprobs").at(i).size(), 1U);
   // The same number as when the token is generated: the prompt of 5 is the prompt of 4 and one token more.
-  const auto again = send("/v1/completions",
-                          R"({"prompt":"hell","max_tokens":1,"logit_bias":{"78":100},"temperature":0,"logprobs":0})");
+  const auto again = send("/v1/completions", R"({"prompt":"hell","max_tokens":1,"logit_bias":{"78":100},"temperature":0,"logprobs":0})");
   run_until([&] { return again->done; });
   const Json one = Json::parse(again->response.body).at("choices").at(0);
   EXPECT_EQ(one.at("text"), "o");
-  EXPECT_NEAR(one.at("logprobs").at("token_logprobs").at(0).get<double>(),
-              logprobs.at("token_logprobs").at(4).get<double>(), 1e-5);
+  EXPECT_NEAR(one.at("logprobs").at("token_logprobs").at(0).get<double>(), logprobs.at("token_logprobs").at(4).get<double>(), 1e-5);
 }
 
 TEST_F(ServerTest, AClientThatLeavesFreesItsBlocks) {
   model.stick(true);
   std::vector<std::shared_ptr<FakeExchange>> exchanges;
-  for (int i = 0; i < 8; ++i)
-    exchanges.push_back(send("/v1/completions", R"({"prompt":"hello","max_tokens":100,"stream":true})"));
+  for (int i = 0; i < 8; ++i) exchanges.push_back(send("/v1/completions", R"({"prompt":"hello","max_tokens":100,"stream":true})"));
   for (const auto& exchange : exchanges) exchange->leave();
   model.stick(false);
-  run_until([&] {
-    return server->stats().running == 0 && server->stats().waiting == 0 && server->stats().free_blocks == 60;
-  });
+  run_until([&] { return server->stats().running == 0 && server->stats().waiting == 0 && server->stats().free_blocks == 60; });
   for (const auto& exchange : exchanges) EXPECT_FALSE(exchange->done);
 }
 
@@ -261,12 +242,14 @@ TEST_F(ServerTest, AStuckEngineTurnsHealthRed) {
 }
 
 TEST_F(ServerTest, AStepThatFailsEndsItsRequestsAndNothingElse) {
+  const std::string body = R"({"prompt":"hello","max_tokens":8,"temperature":0})";
+  const std::string expected = text_of(body);
   model.fail(true);
   const auto exchange = send("/v1/completions", R"({"prompt":"hello","max_tokens":2})");
   run_until([&] { return exchange->done; });
   EXPECT_EQ(exchange->response.status, 500);
   model.fail(false);
-  EXPECT_FALSE(text_of(R"({"prompt":"hello","max_tokens":30,"temperature":0})").empty());
+  EXPECT_EQ(text_of(body), expected);
   run_until([&] { return server->stats().free_blocks == 60; });
 }
 
@@ -303,8 +286,7 @@ TEST_F(ServerTest, KeysGuardEverythingButHealth) {
     EXPECT_EQ(send(path, "", "Basic alpha")->response.status, 401) << path;
     EXPECT_EQ(send(path, "", "Bearer beta")->response.status, 200) << path;
   }
-  for (const char* path : {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"})
-    EXPECT_EQ(send(path, "{}")->response.status, 401) << path;
+  for (const char* path : {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"}) EXPECT_EQ(send(path, "{}")->response.status, 401) << path;
   EXPECT_EQ(send("/health")->response.status, 200);
   EXPECT_EQ(send("/ready")->response.status, 200);
 }
@@ -321,8 +303,7 @@ TEST_F(ServerTest, RefusesWhatDoesNotFit) {
   EXPECT_TRUE(error(R"({"prompt":[500]})").starts_with("400"));
   EXPECT_TRUE(error(R"({"prompt":"a","logit_bias":{"500":1}})").starts_with("400"));
   EXPECT_TRUE(error(R"({"prompt":"a","max_tokens":0})").starts_with("400"));
-  EXPECT_TRUE(error(R"({"messages":[{"role":"user","content":"a"}],"top_logprobs":1})", "/v1/chat/completions")
-                  .starts_with("400"));
+  EXPECT_TRUE(error(R"({"messages":[{"role":"user","content":"a"}],"top_logprobs":1})", "/v1/chat/completions").starts_with("400"));
   EXPECT_EQ(send("/nothing")->response.status, 404);
   EXPECT_EQ(send("/v1/completions", "", "", "GET")->response.status, 405);
 }
@@ -335,8 +316,7 @@ TEST_F(ServerTest, AFullQueueSaysWhenToComeBack) {
   const auto first = send("/v1/completions", R"({"prompt":"a","n":2,"max_tokens":2})");
   const auto second = send("/v1/completions", R"({"prompt":"a","max_tokens":2})");
   EXPECT_EQ(second->response.status, 429);
-  EXPECT_TRUE(std::any_of(second->response.headers.begin(), second->response.headers.end(),
-                          [](const auto& h) { return h.first == "Retry-After"; }));
+  EXPECT_TRUE(std::any_of(second->response.headers.begin(), second->response.headers.end(), [](const auto& h) { return h.first == "Retry-After"; }));
   model.stick(false);
   run_until([&] { return first->done; });
   EXPECT_EQ(Json::parse(first->response.body).at("choices").size(), 2U);

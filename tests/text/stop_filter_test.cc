@@ -10,8 +10,7 @@ namespace {
 
 TEST(StopFilter, AnyDivisionOfTheTextGivesTheSame) {
   const std::string text = "one two three twotwo four";
-  for (const std::vector<std::string>& stops :
-       {std::vector<std::string>{"twotwo"}, {"three two"}, {"zzz"}, {"e t", "four"}, {}}) {
+  for (const std::vector<std::string>& stops : {std::vector<std::string>{"twotwo"}, {"three two"}, {"zzz"}, {"e t", "four"}, {}}) {
     std::string expected = text;
     for (const auto& stop : stops) expected = expected.substr(0, expected.find(stop));
     Random random(7);
