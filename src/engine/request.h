@@ -17,10 +17,11 @@ namespace spear {
 using RequestId = std::uint64_t;
 
 /// eos: an end token; stop: a stop string (found by whoever makes text of tokens); length: max_tokens or the model's
-/// last position; interrupted: Ctrl-C; cancelled: by the caller; failed: see StepOutput::error.
-enum class FinishReason { eos, stop, length, interrupted, cancelled, failed };
+/// last position; interrupted: Ctrl-C; cancelled: by the caller; failed: see StepOutput::error; refused: its first
+/// token could not come in time (SchedulerOptions::refuse_unattainable).
+enum class FinishReason { eos, stop, length, interrupted, cancelled, failed, refused };
 
-/// "eos", "stop", "length", "interrupted", "cancelled", "failed".
+/// "eos", "stop", "length", "interrupted", "cancelled", "failed", "refused".
 const char* name(FinishReason reason);
 
 /// What a client was promised, in milliseconds; 0: nothing.
@@ -41,6 +42,9 @@ struct Request {
   int priority = 0;                                       ///< higher ones go first
   std::shared_ptr<TokenConstraint> constraint = nullptr;  ///< of the output; one per request
   std::chrono::steady_clock::time_point arrival = {};     ///< when the promise begins; the epoch: when it is added
+  /// Exactly this part of the compensators, 0 to 1: such requests never share a step or a prefix with others, so a
+  /// server should allow few values. Nothing: what the engine runs at.
+  std::optional<double> compensator_density = {};
 };
 
 /// What a step did for one request.
