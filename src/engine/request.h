@@ -58,6 +58,7 @@ struct StepOutput {
   std::chrono::steady_clock::time_point admitted = {};  ///< when its prompt was first scheduled
   /// With its first output, if Request::prompt_logprobs: for each prompt token but the first, see Sampler::logprobs.
   std::span<const std::vector<TokenLogprob>> prompt_logprobs;
+  double compensator_density = 1;  ///< the lowest part of the compensators that it was computed with so far
 };
 
 /// Totals since the engine was made, and what it holds now.
@@ -67,6 +68,10 @@ struct EngineStats {
   std::int64_t preemptions = 0;
   std::int64_t prompt_tokens = 0, generation_tokens = 0;
   std::int64_t prefix_queries = 0, prefix_hits = 0;  ///< tokens looked up and found
+  std::int64_t refused = 0;                          ///< first tokens that could not have come in time
+  std::int64_t steps = 0, shed_steps = 0;            ///< all; those with fewer compensators than there are
+  double compensator_density = 1;                    ///< of the last step
+  double predicted_seconds = 0, step_seconds = 0;    ///< of the last step; predicted: 0 without a latency model
 };
 
 }  // namespace spear
