@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <fstream>
@@ -11,20 +12,13 @@
 #include "base/resources.h"
 #include "cli/commands.h"
 #include "cli/model_options.h"
+#include "cli/serve_options.h"
 #include "engine/engine.h"
 #include "engine/model_summary.h"
 #include "server/server.h"
 
 namespace spear::cli {
 namespace {
-
-struct Options {
-  ServerOptions server;
-  std::string served_name, key_file;
-  std::uint64_t kv_cache_bytes = std::uint64_t{1} << 30;
-  std::int64_t max_num_seqs = 32, max_model_len = 0, max_batched_tokens = 512;
-  bool prefix_caching = true;
-};
 
 /// Keys, one per line; empty lines and those that begin with # are left out.
 std::vector<std::string> read_keys(const std::string& path) {
@@ -40,7 +34,33 @@ std::vector<std::string> read_keys(const std::string& path) {
   return keys;
 }
 
-ServedModel served_model(const ModelOptions& model_options, const Options& options, const CpuModel& model,
+/// What a model's authors advise, over OpenAI's defaults: as vLLM does.
+SamplingOptions default_sampling(const std::string& model) {
+  SamplingOptions defaults;
+  defaults.temperature = 1.0;
+  const auto path = std::filesystem::path(model) / "generation_config.json";
+  std::ifstream file(path);
+  if (!file) return defaults;
+  const auto json = nlohmann::json::parse(file, nullptr, false);
+  if (!json.is_object()) throw bad_input("not a JSON object", path.string(), "fetch the model again");
+  const auto take = [&](const char* name, auto& value, double low, double high) {
+    const auto found = json.find(name);
+    if (found == json.end() || found->is_null()) return;
+    if (!found->is_number() || !(found->template get<double>() >= low && found->template get<double>() <= high)) {
+      throw bad_input(fmt::format("\"{}\" must be between {} and {}", name, low, high), path.string(), "correct it");
+    }
+    value = found->template get<std::remove_reference_t<decltype(value)>>();
+    log::info("{}: {} is {} where a request does not say", path.filename().string(), name, found->dump());
+  };
+  take("temperature", defaults.temperature, 0, 100);
+  take("top_k", defaults.top_k, 0, 1 << 20);
+  take("top_p", defaults.top_p, 1e-6, 1);
+  take("min_p", defaults.min_p, 0, 1);
+  take("repetition_penalty", defaults.repetition_penalty, 1e-3, 100);
+  return defaults;
+}
+
+ServedModel served_model(const ModelOptions& model_options, const ServeOptions& options, const CpuModel& model,
                          const Tokenizer& tokenizer) {
   ServedModel served;
   served.root = model_options.model;
@@ -58,18 +78,20 @@ ServedModel served_model(const ModelOptions& model_options, const Options& optio
   served.vocab_size = config.vocab_size;
   served.stop_token_ids = config.eos_token_ids;
   for (const std::int32_t id : tokenizer.named().end) served.stop_token_ids.push_back(id);
-  served.defaults.temperature = 1.0;
+  served.defaults = default_sampling(model_options.model);
   const bool has_compensators = !summarize(model.weights()).compensators.empty();
   served.compensator_density = has_compensators && wants_compensators(model_options) ? 1.0 : 0.0;
   return served;
 }
 
-EngineOptions engine_options(const Options& options, const ModelOptions& model_options, const CpuModel& model,
+EngineOptions engine_options(const ServeOptions& options, const ModelOptions& model_options, const CpuModel& model,
                              const ServedModel& served) {
   EngineOptions engine;
   engine.kv_cache_type = model_options.kv_cache_type;
   engine.max_num_seqs = options.max_num_seqs;
   engine.prefix_caching = options.prefix_caching;
+  engine.scheduler = options.scheduling.scheduler;
+  engine.scheduler.max_batched_tokens = options.max_batched_tokens;
   engine.hash_seed = std::random_device{}() | (std::uint64_t{std::random_device{}()} << 32);
   const std::int64_t one = blocks_for(served.max_model_len, model.block_size());
   const std::int64_t block_bytes = model.block_bytes(engine.kv_cache_type);
@@ -108,8 +130,33 @@ void end_on_signals(HttpServer& http, Server& server, double drain_seconds) {
   });
 }
 
-int run(const CommonOptions& common, const ModelOptions& model_options, Options options) {
+/// Every connection is a file; the soft limit is often 1,024.
+void raise_file_limit(std::size_t connections) {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_cur < connections + 64) {
+    log::warn("{} open files are allowed, fewer than --max-connections {} needs: raise 'ulimit -n'", limit.rlim_cur,
+              connections);
+  }
+}
+
+/// A step that never ends must not keep the process from ending.
+void leave_within(double seconds) {
+  std::thread([seconds] {
+    std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+    log::error("the engine does not end: leaving without it");
+    std::_Exit(static_cast<int>(ExitCode::failed));
+  }).detach();
+}
+
+int run(const CLI::App& command, const CommonOptions& common, const ModelOptions& model_options,
+        ServeOptions options) {
   apply(common);
+  if (options.log_format == "json") log::use_json();
+  log_config(command);
+  raise_file_limit(options.server.http.max_connections);
   if (!options.key_file.empty()) {
     const auto more = read_keys(options.key_file);
     options.server.api_keys.insert(options.server.api_keys.end(), more.begin(), more.end());
@@ -118,12 +165,19 @@ int run(const CommonOptions& common, const ModelOptions& model_options, Options 
   CpuModel model = load_model(model_options.model, wants_compensators(model_options), common, model_options);
   const ServedModel served = served_model(model_options, options, model, tokenizer);
   const TokenBudgetPolicy policy(options.max_batched_tokens);
-  Engine engine(model, policy, engine_options(options, model_options, model, served));
+  std::optional<LatencyModel> latency = prepare_scheduler(options.scheduling, model, model_options);
+  const EngineOptions engine_settings = engine_options(options, model_options, model, served);
+  std::optional<Engine> engine;
+  if (latency) {
+    engine.emplace(model, *latency, engine_settings);
+  } else {
+    engine.emplace(model, policy, engine_settings);
+  }
   options.server.version = SPEAR_VERSION;
 
   Server* routes = nullptr;
   HttpServer http(options.server.http, [&routes](std::shared_ptr<HttpExchange> exchange) { routes->handle(exchange); });
-  Server server(engine, served, options.server, [&http](std::function<void()> work) { http.post(std::move(work)); });
+  Server server(*engine, served, options.server, [&http](std::function<void()> work) { http.post(std::move(work)); });
   routes = &server;
   end_on_signals(http, server, options.server.drain_seconds);
   const std::string url = fmt::format("{}://{}:{}", options.server.http.tls_certificate.empty() ? "http" : "https",
@@ -138,55 +192,11 @@ int run(const CommonOptions& common, const ModelOptions& model_options, Options 
                                  "'{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'",
                                  url));
   http.run();
+  if (!server.idle()) leave_within(5);
   const EngineStats stats = server.stats();
   log::info("served {} prompt and {} generated tokens, {} preemptions; {} of {} blocks free", stats.prompt_tokens,
             stats.generation_tokens, stats.preemptions, stats.free_blocks, stats.num_blocks);
   return 0;
-}
-
-void add_http_options(CLI::App& command, Options& options) {
-  HttpServerOptions& http = options.server.http;
-  command.add_option("--host", http.host, "Address to listen on; 0.0.0.0: all")->capture_default_str()->group("Server");
-  command.add_option("--port", http.port, "0: any free one, printed at the start")
-      ->capture_default_str()
-      ->group("Server");
-  command
-      .add_option("--api-key", options.server.api_keys,
-                  "Clients must send one of these; repeatable. Visible in the process list: prefer the next")
-      ->type_size(1)
-      ->allow_extra_args(false)
-      ->envname("SPEAR_API_KEY")
-      ->group("Server");
-  command.add_option("--api-key-file", options.key_file, "File with one key per line")
-      ->type_name("FILE")
-      ->group("Server");
-  command.add_option("--tls-cert", http.tls_certificate, "Certificate chain, PEM")->type_name("FILE")->group("Server");
-  command.add_option("--tls-key", http.tls_key, "Its key, PEM")->type_name("FILE")->group("Server");
-  command.add_option("--cors-origin", http.cors_origin, "Origin whose pages may call the API, or *; default: none")
-      ->group("Server");
-  command.add_option("--max-connections", http.max_connections, "Beyond: 503")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->group("Limits");
-  command.add_option("--max-body", http.max_body_bytes, "Largest request body")
-      ->transform(CLI::AsSizeValue(false))
-      ->capture_default_str()
-      ->group("Limits");
-  command.add_option("--max-queue", options.server.max_queue, "Choices that run or wait; beyond: 429")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->group("Limits");
-  command.add_option("--drain-timeout", options.server.drain_seconds, "Seconds for running requests after SIGTERM")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber)
-      ->group("Server");
-  command
-      .add_option("--watchdog-timeout", options.server.watchdog_seconds, "A step that takes longer turns /health red")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->group("Server");
-  command.add_flag("!--no-request-log", options.server.log_requests, "No line per request; texts are never logged")
-      ->group("Server");
 }
 
 }  // namespace
@@ -194,38 +204,23 @@ void add_http_options(CLI::App& command, Options& options) {
 void add_serve(CommandLine& line) {
   auto common = std::make_shared<CommonOptions>();
   auto model = std::make_shared<ModelOptions>();
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ServeOptions>();
+  auto self = std::make_shared<const CLI::App*>();
   CLI::App& command =
-      line.add("serve", "Serve a model to OpenAI clients",
+      line.add("serve", "Serve a model to OpenAI clients; options also from --config FILE ([serve] in TOML) or SPEAR_...",
                {"spear serve --model recovered --port 8080",
                 "spear serve --model recovered --host 0.0.0.0 --api-key-file keys --max-model-len 4096"},
-               [=] { return run(*common, *model, *options); });
+               [=] { return run(**self, *common, *model, *options); });
+  *self = &command;
   add_model_options(command, model);
   add_kv_cache_option(command, &model->kv_cache_type);
-  command.add_option("--served-model-name", options->served_name, "Name in the API; default: the last part of --model")
-      ->group("Model");
-  command
-      .add_option("--max-model-len", options->max_model_len,
-                  "Tokens of prompt and output together; default: the model's positions")
-      ->check(CLI::PositiveNumber)
-      ->group("Engine");
-  command.add_option("--kv-cache-memory", options->kv_cache_bytes, "Fixed at the start, never exceeded")
-      ->transform(CLI::AsSizeValue(false))
-      ->capture_default_str()
-      ->group("Engine");
-  command.add_option("--max-num-seqs", options->max_num_seqs, "Requests that run at the same time")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->group("Engine");
-  command.add_option("--max-num-batched-tokens", options->max_batched_tokens, "Tokens of a step")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber)
-      ->group("Engine");
-  command.add_flag("!--no-prefix-caching", options->prefix_caching, "Compute every prompt from its start")
-      ->group("Engine");
-  add_http_options(command, *options);
+  add_serve_options(command, *options);
   add_common_options(command, common);
-  command.set_config("--config", "", "Options from a TOML file; the command line wins")->group("Server");
+  take_environment(command);
+  // CLI11 reads files for the program only: a section [serve] holds the options, and what is unknown is an error.
+  command.fallthrough();
+  line.root().set_config("--config", "", "TOML file: a section per command; the command line wins");
+  line.root().allow_config_extras(CLI::config_extras_mode::error);
 }
 
 }  // namespace spear::cli

@@ -1,5 +1,7 @@
 #include "engine/engine_thread.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 
 #include "base/log.h"
@@ -29,7 +31,10 @@ EngineThread::EngineThread(Engine& engine, Deliver deliver, Observe observe)
       deliver_(std::move(deliver)),
       observe_(std::move(observe)),
       stats_(engine.stats()),
-      thread_([this] { run(); }) {}
+      thread_([this] {
+        pthread_setname_np(pthread_self(), "spear-engine");  // for top, and whoever wants to see it stand still
+        run();
+      }) {}
 
 EngineThread::~EngineThread() {
   {
@@ -43,6 +48,7 @@ EngineThread::~EngineThread() {
 Ticket EngineThread::submit(Request request) {
   if (request.arrival == Clock::time_point()) request.arrival = Clock::now();
   const Ticket ticket = ++last_ticket_;
+  if (active_.load(std::memory_order_relaxed) == 0) progress_.store(nanoseconds(Clock::now()));
   active_.fetch_add(1, std::memory_order_relaxed);
   {
     const std::lock_guard lock(mutex_);
@@ -66,9 +72,9 @@ EngineStats EngineThread::stats() const {
   return stats_;
 }
 
-double EngineThread::seconds_in_step() const {
-  const std::int64_t began = step_began_.load(std::memory_order_acquire);
-  return began == 0 ? 0.0 : static_cast<double>(nanoseconds(Clock::now()) - began) * 1e-9;
+double EngineThread::seconds_stuck() const {
+  if (active() == 0) return 0;
+  return static_cast<double>(nanoseconds(Clock::now()) - progress_.load()) * 1e-9;
 }
 
 /// False when the thread has to end.
@@ -111,7 +117,6 @@ void EngineThread::add(Ticket ticket, Request request, std::vector<TokenEvent>& 
 
 void EngineThread::step(std::vector<TokenEvent>& events) {
   const auto began = Clock::now();
-  step_began_.store(nanoseconds(began), std::memory_order_release);
   try {
     const auto outputs = engine_.step();
     const auto now = Clock::now();
@@ -133,7 +138,7 @@ void EngineThread::step(std::vector<TokenEvent>& events) {
   } catch (const std::exception& error) {  // out of memory, say: these requests fail, the next ones may not
     fail_all(failed(error.what(), "engine"), events);
   }
-  step_began_.store(0, std::memory_order_release);
+  progress_.store(nanoseconds(Clock::now()));
   if (observe_) observe_(std::chrono::duration<double>(Clock::now() - began).count(), engine_.stats());
 }
 

@@ -57,8 +57,8 @@ class EngineThread {
   EngineStats stats() const;
   /// Any thread: requests that were submitted and have not ended.
   std::int64_t active() const { return active_.load(std::memory_order_relaxed); }
-  /// Any thread: how long the current step has been running, in seconds; 0 between steps.
-  double seconds_in_step() const;
+  /// Any thread: for how long the engine has had work and ended no step, in seconds; 0 when it has none.
+  double seconds_stuck() const;
 
  private:
   void run();
@@ -80,7 +80,7 @@ class EngineThread {
   bool stop_ = false;
   std::atomic<Ticket> last_ticket_{0};
   std::atomic<std::int64_t> active_{0};
-  std::atomic<std::int64_t> step_began_{0};  // nanoseconds of the steady clock; 0 between steps
+  std::atomic<std::int64_t> progress_{0};  // nanoseconds of the steady clock: end of the last step, or new work
 
   // Of the engine's thread alone.
   std::vector<std::pair<Ticket, Request>> adding_;

@@ -42,18 +42,16 @@ double ModelSummary::compensator_linears_fraction() const { return ratio(compens
 ModelSummary summarize(const ModelWeights& weights) {
   ModelSummary summary;
   summary.config = weights.config;
-  PartSummary embedding{"embedding", {}}, head{"head", {}}, linears{"linears", {}}, norms{"norms", {}};
+  PartSummary embedding{"embedding", {}}, head{"head", {}}, linears{"linears", {}}, biases{"biases", {}},
+      norms{"norms", {}};
   add(embedding, weights.embed_tokens);
   if (!weights.lm_head.empty()) add(head, weights.lm_head);
-  add(norms, weights.norm);
+  for (const NormId id : norms_of(weights.config)) add(norms, weights.gain(id));
   std::set<const CompensatorInput*> counted;
-  for (const auto& layer : weights.layers) {
-    add(norms, layer.input_layernorm);
-    add(norms, layer.post_attention_layernorm);
-  }
   for (int index = 0; index < module_count(weights.config); ++index) {
     const LinearModule& module = weights.linear({index});
     add(linears, module.weight);
+    if (!module.bias.empty()) add(biases, module.bias);
     if (!module.compensator) continue;
     const Compensator& c = *module.compensator;
     const bool owns_a = counted.insert(c.a.get()).second;
@@ -64,7 +62,7 @@ ModelSummary summarize(const ModelWeights& weights) {
   summary.linear_bytes = linears.bytes;
   summary.bits_per_linear_weight = 8 * ratio(linears.bytes, linears.parameters);
   summary.budget_base_bytes = budget_base_bytes(weights, scheme_of(weights));
-  for (auto* part : {&embedding, &head, &linears, &norms}) {
+  for (auto* part : {&embedding, &head, &linears, &biases, &norms}) {
     if (part->bytes == 0) continue;
     summary.parameters += part->parameters;
     summary.parts.push_back(std::move(*part));

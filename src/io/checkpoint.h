@@ -28,7 +28,7 @@ struct CheckpointFiles {
 void write_checkpoint(const std::filesystem::path& directory, const ModelWeights& weights, const CheckpointFiles& files,
                       nlohmann::json manifest);
 
-/// The same model with embedding and head rounded as write_checkpoint stores them beside packed linears: what is
+/// The same model with embedding, head and gains rounded as write_checkpoint stores them beside packed linears: what is
 /// measured before writing is what will be read.
 ModelWeights with_stored_embeddings(ModelWeights weights);
 

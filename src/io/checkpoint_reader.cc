@@ -35,29 +35,37 @@ void check_leftovers(const TensorMap& tensors, bool tied, const std::string& whe
     const bool harmless = name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
     if (harmless) continue;
     throw bad_input(fmt::format("tensor '{}' is not supported", printable(name)), where,
-                    "use a plain llama model (no biases, adapters or experts)");
+                    "use a model without adapters, experts and biases that its config does not mention");
   }
+}
+
+/// Gemma's files hold what a gain has beyond 1.
+Tensor stored_gain(Tensor tensor, const ModelConfig& config) {
+  if (!gains_beyond_one(config)) return tensor;
+  auto values = tensor.to_floats();
+  for (float& v : values) v += 1.0F;
+  return Tensor::from_floats(tensor.shape(), values);
 }
 
 ModelWeights take_weights(TensorMap tensors, const HfConfig& config, const std::string& where) {
   ModelWeights weights;
   weights.config = config.model;
   const Shape embedding{config.model.vocab_size, config.model.hidden_size};
-  const Shape gain{config.model.hidden_size};
   const auto take = [&](const std::string& name, const Shape& shape) {
     return take_tensor(tensors, name, shape, kDenseTypes, where);
   };
   weights.embed_tokens = take("model.embed_tokens.weight", embedding);
   if (!config.model.tie_word_embeddings) weights.lm_head = take("lm_head.weight", embedding);
-  weights.norm = take("model.norm.weight", gain);
-  for (std::int64_t layer = 0; layer < config.model.num_hidden_layers; ++layer) {
-    const std::string prefix = fmt::format("model.layers.{}.", layer);
-    LayerWeights& target = weights.layers.emplace_back();
-    target.input_layernorm = take(prefix + "input_layernorm.weight", gain);
-    target.post_attention_layernorm = take(prefix + "post_attention_layernorm.weight", gain);
-    for (int kind = 0; kind < kLinearsPerLayer; ++kind) {
-      const auto id = ModuleId::of(layer, static_cast<LinearKind>(kind));
-      weights.linear(id).weight = take_linear(tensors, id, config, where);
+  weights.layers.resize(static_cast<std::size_t>(config.model.num_hidden_layers));
+  for (const NormId id : norms_of(config.model)) {
+    weights.gain(id) = stored_gain(take(id.name(config.model) + ".weight", {norm_size(config.model, id)}), config.model);
+  }
+  for (int index = 0; index < module_count(config.model); ++index) {
+    const ModuleId id{index};
+    LinearModule& module = weights.linear(id);
+    module.weight = take_linear(tensors, id, config, where);
+    if (has_bias(config.model, id.kind())) {
+      module.bias = take(id.name() + ".bias", {out_features(config.model, id.kind())});
     }
   }
   check_leftovers(tensors, config.model.tie_word_embeddings, where);

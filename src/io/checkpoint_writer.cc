@@ -28,11 +28,19 @@ Tensor store_embedding(const Tensor& tensor) {
   return tensor.to(fits ? DType::f16 : DType::bf16);
 }
 
-Tensor store_gain(const Tensor& tensor) {
+Tensor store_vector(const Tensor& tensor) {
   if (tensor.dtype() != DType::f32) return tensor;
   const auto values = tensor.as<float>();
   const bool exact = std::all_of(values.begin(), values.end(), [](float v) { return f16_to_f32(f32_to_f16(v)) == v; });
   return exact ? tensor.to(DType::f16) : tensor;
+}
+
+/// What the file holds of a gain; where that rounds, reading gives 1 + (gain - 1).
+Tensor file_gain(const Tensor& gain, const ModelConfig& config) {
+  if (!gains_beyond_one(config)) return gain;
+  auto values = gain.to_floats();
+  for (float& v : values) v -= 1.0F;
+  return Tensor::from_floats(gain.shape(), values);
 }
 
 /// The scheme of the packed linears (nothing when all are dense) and the names of the dense ones.
@@ -57,15 +65,12 @@ std::pair<std::optional<W4Scheme>, std::vector<std::string>> survey_linears(cons
 /// Tensors by Hugging Face name; views of `weights` where nothing is converted.
 TensorMap stored_tensors(const ModelWeights& weights, bool quantized) {
   const auto embedding = [&](const Tensor& tensor) { return quantized ? store_embedding(tensor) : tensor; };
-  const auto gain = [&](const Tensor& tensor) { return quantized ? store_gain(tensor) : tensor; };
+  const auto vector = [&](const Tensor& tensor) { return quantized ? store_vector(tensor) : tensor; };
   TensorMap tensors;
   tensors["model.embed_tokens.weight"] = embedding(weights.embed_tokens);
   if (!weights.lm_head.empty()) tensors["lm_head.weight"] = embedding(weights.lm_head);
-  tensors["model.norm.weight"] = gain(weights.norm);
-  for (std::size_t layer = 0; layer < weights.layers.size(); ++layer) {
-    const std::string prefix = fmt::format("model.layers.{}.", layer);
-    tensors[prefix + "input_layernorm.weight"] = gain(weights.layers[layer].input_layernorm);
-    tensors[prefix + "post_attention_layernorm.weight"] = gain(weights.layers[layer].post_attention_layernorm);
+  for (const NormId id : norms_of(weights.config)) {
+    tensors[id.name(weights.config) + ".weight"] = vector(file_gain(weights.gain(id), weights.config));
   }
   for (int index = 0; index < module_count(weights.config); ++index) {
     const ModuleId id{index};
@@ -75,6 +80,8 @@ TensorMap stored_tensors(const ModelWeights& weights, bool quantized) {
     } else {
       tensors[id.name() + ".weight"] = std::get<Tensor>(weight);
     }
+    const Tensor& bias = weights.linear(id).bias;
+    if (!bias.empty()) tensors[id.name() + ".bias"] = vector(bias);
   }
   return tensors;
 }
@@ -91,6 +98,12 @@ bool any_compensator(const ModelWeights& weights) {
 ModelWeights with_stored_embeddings(ModelWeights weights) {
   weights.embed_tokens = store_embedding(weights.embed_tokens);
   if (!weights.lm_head.empty()) weights.lm_head = store_embedding(weights.lm_head);
+  if (!gains_beyond_one(weights.config)) return weights;
+  for (const NormId id : norms_of(weights.config)) {
+    auto values = weights.gain(id).to_floats();
+    for (float& v : values) v = 1.0F + (v - 1.0F);
+    weights.gain(id) = Tensor::from_floats(weights.gain(id).shape(), values);
+  }
   return weights;
 }
 

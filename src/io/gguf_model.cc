@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <set>
 
 #include "base/error.h"
@@ -15,7 +16,18 @@ namespace {
 constexpr std::array<const char*, kLinearsPerLayer> kGgufLinearNames = {"attn_q",   "attn_k", "attn_v",  "attn_output",
                                                                         "ffn_gate", "ffn_up", "ffn_down"};
 
-/// Keys under "llama." that are honoured. Any other could change results, so it is refused by name.
+/// An architecture of llama.cpp and what its graph fixes without asking the file.
+struct Architecture {
+  const char* name;
+  const char* model_type;
+  bool permuted;  ///< q and k rows are stored for interleaved rotary pairs
+};
+constexpr Architecture kArchitectures[] = {{"llama", "llama", true},
+                                           {"qwen2", "qwen2", false},
+                                           {"qwen3", "qwen3", false},
+                                           {"gemma3", "gemma3_text", false}};
+
+/// Keys under the architecture's name that are honoured. Any other could change results, so it is refused by name.
 const std::set<std::string, std::less<>> kKnownKeys = {"block_count",
                                                        "context_length",
                                                        "embedding_length",
@@ -28,27 +40,87 @@ const std::set<std::string, std::less<>> kKnownKeys = {"block_count",
                                                        "rope.freq_base",
                                                        "rope.dimension_count",
                                                        "rope.scaling.type",
+                                                       "rope.scaling.factor",
                                                        "vocab_size"};
+const std::set<std::string, std::less<>> kGemmaKeys = {"attention.sliding_window", "attention.sliding_window_pattern",
+                                                       "rope.freq_base_swa"};
 
-void check_keys(const GgufFile& file) {
-  const auto architecture = file.text("general.architecture").value_or("");
-  if (architecture != "llama") {
-    throw bad_input(fmt::format("architecture '{}' is not supported", printable(architecture)), file.where(),
-                    "use a model of the llama architecture");
+const Architecture& architecture_of(const GgufFile& file) {
+  const auto name = file.text("general.architecture").value_or("");
+  for (const Architecture& architecture : kArchitectures) {
+    if (name == architecture.name) return architecture;
   }
+  throw bad_input(fmt::format("architecture '{}' is not supported", printable(name)), file.where(),
+                  "use a model of the architectures llama, qwen2, qwen3 or gemma3");
+}
+
+void check_keys(const GgufFile& file, const std::string& prefix) {
   if (file.integer("split.count").value_or(1) > 1) {
     throw bad_input("the model is split over several files, which is not supported", file.where(),
                     "merge it into one file");
   }
   for (const auto& key : file.keys()) {
-    if (key.starts_with("llama.") && !kKnownKeys.contains(std::string_view(key).substr(6))) {
-      throw bad_input(fmt::format("option {} is not supported", printable(key)), file.where(),
-                      "use a model without it: ignoring the option would change the results");
-    }
+    if (!key.starts_with(prefix)) continue;
+    const auto option = std::string_view(key).substr(prefix.size());
+    if (kKnownKeys.contains(option) || (prefix == "gemma3." && kGemmaKeys.contains(option))) continue;
+    throw bad_input(fmt::format("option {} is not supported", printable(key)), file.where(),
+                    "use a model without it: ignoring the option would change the results");
   }
-  if (const auto scaling = file.text("llama.rope.scaling.type"); scaling && *scaling != "none") {
-    throw bad_input(fmt::format("llama.rope.scaling.type = {} is not supported", printable(*scaling)), file.where(),
-                    "use a model without RoPE scaling");
+}
+
+/// llama.cpp keeps Llama 3's scaling as the divisor of each frequency. They are computed again from its parameters.
+RopeScaling scaling_of_factors(const GgufFile& file, ModelConfig config) {
+  const auto factors = file.dequantize("rope_freqs.weight").to_floats();
+  const auto plain = config.rope_frequencies(false);
+  config.rope_scaling.type = RopeScaling::Type::llama3;
+  config.rope_scaling.factor = factors.empty() ? 0 : *std::max_element(factors.begin(), factors.end());
+  bool equal = config.rope_scaling.factor >= 1 && factors.size() == plain.size();
+  const auto stretched = config.rope_frequencies(false);
+  for (std::size_t i = 0; equal && i < plain.size(); ++i) {
+    equal = std::abs(plain[i] / stretched[i] - factors[i]) <= 1e-4 * factors[i];
+  }
+  if (!equal) {
+    throw bad_input("the factors are not those of Llama 3's scaling from 8192 tokens", file.where() + ": rope_freqs.weight",
+                    "use the model's Hugging Face directory");
+  }
+  return config.rope_scaling;
+}
+
+void read_rope(const GgufFile& file, const std::string& prefix, ModelConfig& config) {
+  config.rope_theta = file.real(prefix + "rope.freq_base").value_or(10000.0);
+  const auto scaling = file.text(prefix + "rope.scaling.type").value_or("none");
+  if (scaling == "linear") {
+    config.rope_scaling.type = RopeScaling::Type::linear;
+    config.rope_scaling.factor = file.real(prefix + "rope.scaling.factor").value_or(0);
+  } else if (scaling != "none") {
+    throw bad_input(fmt::format("{}rope.scaling.type = {} is not supported", prefix, printable(scaling)), file.where(),
+                    "use a model whose rotary embedding is plain, linear or Llama 3's");
+  }
+}
+
+/// What llama.cpp's graph of gemma3 does; only the window is always in the file.
+void read_gemma(const GgufFile& file, ModelConfig& config) {
+  constexpr std::int64_t kLayersOf27B = 62;
+  config.output_norms = true;
+  config.hidden_act = HiddenAct::gelu_tanh;
+  config.embedding_scale = std::sqrt(static_cast<float>(config.hidden_size));
+  config.query_pre_attn_scalar = static_cast<double>(config.num_hidden_layers == kLayersOf27B
+                                                         ? config.hidden_size / config.num_attention_heads
+                                                         : config.head_dim);
+  config.rope_local_theta = file.real("gemma3.rope.freq_base_swa").value_or(10000.0);
+  const auto window = file.integer("gemma3.attention.sliding_window");
+  if (!window) throw bad_input("key gemma3.attention.sliding_window is missing", file.where(), "the file is incomplete");
+  const std::int64_t pattern = file.has("gemma3.attention.sliding_window_pattern")
+                                   ? file.integer("gemma3.attention.sliding_window_pattern").value_or(0)
+                                   : 6;
+  if (pattern < 1) throw bad_input("gemma3.attention.sliding_window_pattern is not positive", file.where());
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    config.local_layers.push_back((layer + 1) % pattern != 0);
+  }
+  if (std::find(config.local_layers.begin(), config.local_layers.end(), true) == config.local_layers.end()) {
+    config.local_layers.clear();
+  } else {
+    config.sliding_window = *window;
   }
 }
 
@@ -56,14 +128,14 @@ void check_keys(const GgufFile& file) {
 /// j.
 Tensor unpermute_heads(const Tensor& stored, std::int64_t head_dim) {
   Tensor result(DType::f32, stored.shape());
-  const auto cols = static_cast<std::size_t>(stored.dim(1));
+  const std::int64_t cols = stored.shape().size() == 1 ? 1 : stored.dim(1);
   const auto from = stored.as<float>();
   const auto to = result.mutable_as<float>();
   const std::int64_t half = head_dim / 2;
   for (std::int64_t row = 0; row < stored.dim(0); ++row) {
     const std::int64_t in_head = row % head_dim;
-    const auto target = static_cast<std::size_t>(row - in_head + in_head % 2 * half + in_head / 2);
-    std::copy_n(from.begin() + row * stored.dim(1), cols, to.begin() + static_cast<std::ptrdiff_t>(target * cols));
+    const std::int64_t target = row - in_head + in_head % 2 * half + in_head / 2;
+    std::copy_n(from.begin() + row * cols, cols, to.begin() + target * cols);
   }
   return result;
 }
@@ -89,7 +161,7 @@ class TensorReader {
     for (const auto& [name, tensor] : file_.tensors()) {
       if (!read_.contains(name)) {
         throw bad_input(fmt::format("tensor '{}' is not supported", printable(name)), file_.where(),
-                        "use a plain llama model (no biases, RoPE factors or experts)");
+                        "use a plain model of its architecture (no experts, adapters or unusual biases)");
       }
     }
   }
@@ -99,6 +171,13 @@ class TensorReader {
   std::set<std::string> read_;
 };
 
+std::string norm_name(NormId id, const ModelConfig& config) {
+  constexpr std::array<const char*, kNormsPerLayer> kNames = {"attn_norm",     "ffn_norm",    "post_attention_norm",
+                                                              "post_ffw_norm", "attn_q_norm", "attn_k_norm"};
+  if (id == NormId::final(config)) return "output_norm.weight";
+  return fmt::format("blk.{}.{}.weight", id.layer(), kNames[static_cast<std::size_t>(id.kind())]);
+}
+
 std::int64_t budget_bytes(const GgufFile& file, const char* name, const ModelConfig& config) {
   return std::min(static_cast<std::int64_t>(file.tensor(name).bytes.size()),
                   int8_matrix_bytes(config.vocab_size, config.hidden_size));
@@ -107,14 +186,17 @@ std::int64_t budget_bytes(const GgufFile& file, const char* name, const ModelCon
 }  // namespace
 
 ModelConfig read_gguf_config(const GgufFile& file) {
-  check_keys(file);
-  const auto key = [](const char* name) { return std::string("llama.") + name; };
+  const Architecture& architecture = architecture_of(file);
+  const std::string prefix = std::string(architecture.name) + ".";
+  check_keys(file, prefix);
+  const auto key = [&](const char* name) { return prefix + name; };
   const auto required = [&](const char* name) {
     const auto value = file.integer(key(name));
     if (!value) throw bad_input(fmt::format("key {} is missing", key(name)), file.where(), "the file is incomplete");
     return *value;
   };
   ModelConfig config;
+  config.model_type = architecture.model_type;
   config.hidden_size = required("embedding_length");
   config.intermediate_size = required("feed_forward_length");
   config.num_hidden_layers = required("block_count");
@@ -122,7 +204,6 @@ ModelConfig read_gguf_config(const GgufFile& file) {
   config.num_key_value_heads = file.integer(key("attention.head_count_kv")).value_or(config.num_attention_heads);
   config.max_position_embeddings = required("context_length");
   config.rms_norm_eps = file.real(key("attention.layer_norm_rms_epsilon")).value_or(0);
-  config.rope_theta = file.real(key("rope.freq_base")).value_or(10000.0);
   const std::int64_t heads = std::max<std::int64_t>(config.num_attention_heads, 1);
   config.head_dim = file.integer(key("attention.key_length")).value_or(config.hidden_size / heads);
   for (const char* name : {"attention.value_length", "rope.dimension_count"}) {
@@ -134,7 +215,7 @@ ModelConfig read_gguf_config(const GgufFile& file) {
   }
   config.vocab_size = file.tensor("token_embd.weight").shape.front();
   if (const auto size = file.integer(key("vocab_size")); size && *size != config.vocab_size) {
-    throw bad_input(fmt::format("llama.vocab_size = {}, but the embedding has {} rows", *size, config.vocab_size),
+    throw bad_input(fmt::format("{} = {}, but the embedding has {} rows", key("vocab_size"), *size, config.vocab_size),
                     file.where(), "the file is damaged");
   }
   config.tie_word_embeddings = !file.tensors().contains("output.weight");
@@ -144,6 +225,16 @@ ModelConfig read_gguf_config(const GgufFile& file) {
     const auto& ids = config.eos_token_ids;
     if (id && std::find(ids.begin(), ids.end(), *id) == ids.end()) config.eos_token_ids.push_back(*id);
   }
+  read_rope(file, prefix, config);
+  config.qkv_bias = file.tensors().contains("blk.0.attn_q.bias");
+  config.o_bias = file.tensors().contains("blk.0.attn_output.bias");
+  config.qk_norm = config.model_type == "qwen3" || config.model_type == "gemma3_text";
+  if (config.model_type != "qwen2" && config.o_bias != config.qkv_bias) {
+    throw bad_input("attention has some biases and not others", file.where(), "the file is damaged");
+  }
+  config.validate(file.where());
+  if (config.model_type == "gemma3_text") read_gemma(file, config);
+  if (file.tensors().contains("rope_freqs.weight")) config.rope_scaling = scaling_of_factors(file, config);
   config.validate(file.where());
   return config;
 }
@@ -153,7 +244,6 @@ ModelWeights read_gguf_weights(const GgufFile& file) {
   weights.config = read_gguf_config(file);
   const ModelConfig& config = weights.config;
   const Shape embedding{config.vocab_size, config.hidden_size};
-  const Shape gain{config.hidden_size};
   TensorReader reader(file);
   weights.embed_tokens = reader.read("token_embd.weight", embedding);
   weights.embedding_budget_bytes = budget_bytes(file, "token_embd.weight", config);
@@ -161,19 +251,24 @@ ModelWeights read_gguf_weights(const GgufFile& file) {
     weights.lm_head = reader.read("output.weight", embedding);
     weights.embedding_budget_bytes += budget_bytes(file, "output.weight", config);
   }
-  weights.norm = reader.read("output_norm.weight", gain);
-  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
-    const auto tensor_name = [layer](const char* part) { return fmt::format("blk.{}.{}.weight", layer, part); };
-    LayerWeights& target = weights.layers.emplace_back();
-    target.input_layernorm = reader.read(tensor_name("attn_norm"), gain);
-    target.post_attention_layernorm = reader.read(tensor_name("ffn_norm"), gain);
-    for (std::size_t i = 0; i < kGgufLinearNames.size(); ++i) {
-      const auto kind = static_cast<LinearKind>(i);
-      Tensor weight =
-          reader.read(tensor_name(kGgufLinearNames[i]), {out_features(config, kind), in_features(config, kind)});
-      const bool rotated = kind == LinearKind::q_proj || kind == LinearKind::k_proj;
-      target.linears[i].weight = rotated ? unpermute_heads(weight, config.head_dim) : std::move(weight);
-    }
+  if (reader.has("rope_freqs.weight")) reader.read("rope_freqs.weight", {config.head_dim / 2});  // in the config
+  weights.layers.resize(static_cast<std::size_t>(config.num_hidden_layers));
+  for (const NormId id : norms_of(config)) {
+    weights.gain(id) = reader.read(norm_name(id, config), {norm_size(config, id)});
+  }
+  for (int index = 0; index < module_count(config); ++index) {
+    const ModuleId id{index};
+    const std::string name = fmt::format("blk.{}.{}", id.layer(), kGgufLinearNames[static_cast<std::size_t>(id.kind())]);
+    const bool permuted = architecture_of(file).permuted &&
+                          (id.kind() == LinearKind::q_proj || id.kind() == LinearKind::k_proj);
+    const auto read = [&](const std::string& part, const Shape& shape) {
+      Tensor tensor = reader.read(name + part, shape);
+      return permuted ? unpermute_heads(tensor, config.head_dim) : tensor;
+    };
+    const std::int64_t rows = out_features(config, id.kind());
+    LinearModule& module = weights.linear(id);
+    module.weight = read(".weight", {rows, in_features(config, id.kind())});
+    if (has_bias(config, id.kind())) module.bias = read(".bias", {rows});
   }
   reader.check_all_read();
   return weights;

@@ -1,4 +1,4 @@
-// Models of the llama architecture in GGUF files.
+// Models of the supported architectures in GGUF files.
 #pragma once
 
 #include "io/gguf.h"
@@ -9,7 +9,7 @@ namespace spear {
 /// Throws Error(bad_input) naming the architecture or the metadata key that is not supported.
 ModelConfig read_gguf_config(const GgufFile& file);
 
-/// Dequantized to f32, q and k rows back in half-split order; not yet validated.
+/// Dequantized to f32, rows of q and k back in half-split order where llama.cpp permutes them; not yet validated.
 ModelWeights read_gguf_weights(const GgufFile& file);
 
 }  // namespace spear

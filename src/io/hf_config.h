@@ -24,6 +24,9 @@ HfConfig parse_hf_config(const nlohmann::json& config, const std::string& where)
 /// config.json of a directory, with the end tokens that generation_config.json adds.
 HfConfig read_hf_directory_config(const std::filesystem::path& directory);
 
+/// Whether the family's files hold gains less 1.
+bool gains_beyond_one(const ModelConfig& model);
+
 /// The reverse. `dtype` is that of the unquantized tensors; `ignored` names the linears left dense.
 nlohmann::json make_hf_config(const ModelConfig& model, DType dtype, const std::optional<W4Scheme>& quantization,
                               const std::vector<std::string>& ignored);

@@ -3,30 +3,34 @@
 //
 //   Ops::Activation                                  a [tokens, features] value, opaque here
 //   Ops::Batch                                       tokens, positions, KV cache: opaque to the layer
-//   Stream<Ops> embed(batch, gain)                   token embedding, and its first RMSNorm
-//   std::array<Activation, N> linears(x, ids)        several linears on one input; their z's can be computed together
-//   Activation attention(layer, q, k, v, batch)      rotary embedding, KV cache, causal softmax
-//   Activation gated_act(gate, up)                   silu(gate) ⊙ up
-//   Stream<Ops> linear_tail(y, id, stream, gain)     linear + compensator + residual + the next RMSNorm: one fused tail
+//   Stream<Ops> embed(batch, gain)                   token embedding and its scale, and its first RMSNorm
+//   std::array<Activation, N> linears(x, ids)        several linears (with compensators and biases) on one input; their
+//                                                    z's can be computed together
+//   Activation attention(layer, q, k, v, batch)      norms of q and k, rotary embedding, KV cache, causal softmax in the
+//                                                    layer's window
+//   Activation gated_act(gate, up)                   act(gate) ⊙ up
+//   Stream<Ops> linear_tail(y, tail, stream)         linear + RMSNorm of the output, if any + residual + the next
+//                                                    RMSNorm: one fused tail
 //   void observe(name, layer, activation)            named intermediates, a no-op unless someone listens
+//
+// What a family has and another has not is in ModelConfig; weights, frequencies and windows are the backend's to look up
+// by layer.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <utility>
 
 #include "model/config.h"
 
 namespace spear {
 
-/// An RMSNorm gain by place: two per layer, then the final one.
-struct NormId {
-  int index = 0;
-
-  static NormId input(std::int64_t layer) { return {static_cast<int>(2 * layer)}; }
-  static NormId post_attention(std::int64_t layer) { return {static_cast<int>(2 * layer) + 1}; }
-  static NormId final(const ModelConfig& config) { return {static_cast<int>(2 * config.num_hidden_layers)}; }
-  bool operator==(const NormId&) const = default;
+/// How a block of the layer ends: a linear, the norm of its output where the family has one, the norm of what reads on.
+struct Tail {
+  ModuleId linear;
+  std::optional<NormId> output;
+  NormId next;
 };
 
 /// The residual stream and its RMSNorm under the gain of whatever reads it next. Both [tokens, hidden_size].
@@ -40,19 +44,24 @@ template <class Ops>
 Stream<Ops> decoder_layer(Ops& ops, const ModelConfig& config, std::int64_t layer, Stream<Ops> stream,
                           typename Ops::Batch& batch) {
   const auto id = [layer](LinearKind kind) { return ModuleId::of(layer, kind); };
+  const auto output = [&](NormKind kind) {
+    return config.output_norms ? std::optional(NormId::of(layer, kind)) : std::nullopt;
+  };
   const NormId next = layer + 1 < config.num_hidden_layers ? NormId::input(layer + 1) : NormId::final(config);
 
   auto [q, k, v] = ops.linears(
       stream.normed, std::array{id(LinearKind::q_proj), id(LinearKind::k_proj), id(LinearKind::v_proj)});
   auto attended = ops.attention(layer, std::move(q), std::move(k), std::move(v), batch);
   ops.observe("attention", layer, attended);
-  stream = ops.linear_tail(std::move(attended), id(LinearKind::o_proj), std::move(stream), NormId::post_attention(layer));
+  const Tail attention_tail{id(LinearKind::o_proj), output(NormKind::attention_output), NormId::post_attention(layer)};
+  stream = ops.linear_tail(std::move(attended), attention_tail, std::move(stream));
   ops.observe("post_attention", layer, stream.residual);
 
   auto [gate, up] = ops.linears(stream.normed, std::array{id(LinearKind::gate_proj), id(LinearKind::up_proj)});
   auto activated = ops.gated_act(std::move(gate), std::move(up));
   ops.observe("gated_act", layer, activated);
-  stream = ops.linear_tail(std::move(activated), id(LinearKind::down_proj), std::move(stream), next);
+  const Tail mlp_tail{id(LinearKind::down_proj), output(NormKind::mlp_output), next};
+  stream = ops.linear_tail(std::move(activated), mlp_tail, std::move(stream));
   ops.observe("layer", layer, stream.residual);
   return stream;
 }

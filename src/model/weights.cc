@@ -53,16 +53,28 @@ void check_w4(const W4Matrix& matrix, std::int64_t rows, std::int64_t cols, cons
 
 }  // namespace
 
+const Tensor& ModelWeights::gain(NormId id) const {
+  if (id == NormId::final(config)) return norm;
+  const LayerWeights& layer = layers.at(static_cast<std::size_t>(id.layer()));
+  switch (id.kind()) {
+    case NormKind::input: return layer.input_layernorm;
+    case NormKind::post_attention: return layer.post_attention_layernorm;
+    case NormKind::attention_output: return layer.attention_output;
+    case NormKind::mlp_output: return layer.mlp_output;
+    case NormKind::q: return layer.q_norm;
+    case NormKind::k: return layer.k_norm;
+  }
+  throw failed("a norm of no kind");
+}
+
 void ModelWeights::validate(const std::string& where) const {
   config.validate(where);
   const Shape embedding{config.vocab_size, config.hidden_size};
-  const Shape gain{config.hidden_size};
   check_tensor(embed_tokens, embedding, where, "model.embed_tokens.weight");
   if (!lm_head.empty()) check_tensor(lm_head, embedding, where, "lm_head.weight");
   if (lm_head.empty() && !config.tie_word_embeddings) {
     throw bad_input("lm_head.weight is missing and tie_word_embeddings is false", where);
   }
-  check_tensor(norm, gain, where, "model.norm.weight");
   if (static_cast<std::int64_t>(layers.size()) != config.num_hidden_layers) {
     throw bad_input(fmt::format("{} layers instead of {}", layers.size(), config.num_hidden_layers), where);
   }
@@ -76,16 +88,19 @@ void ModelWeights::validate(const std::string& where) const {
     } else {
       check_w4(std::get<W4Matrix>(module.weight), rows, cols, where + ": " + id.name());
     }
+    if (has_bias(config, id.kind())) {
+      check_tensor(module.bias, {rows}, where, id.name() + ".bias");
+    } else if (!module.bias.empty()) {
+      throw bad_input("a bias that the config does not mention", where + ": " + id.name());
+    }
     if (!module.compensator) continue;
     module.compensator->validate();
     if (module.compensator->out_features != rows || module.compensator->in_features() != cols) {
       throw bad_input("compensator does not fit the module", where + ": " + id.name());
     }
   }
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    const std::string prefix = fmt::format("model.layers.{}.", i);
-    check_tensor(layers[i].input_layernorm, gain, where, prefix + "input_layernorm.weight");
-    check_tensor(layers[i].post_attention_layernorm, gain, where, prefix + "post_attention_layernorm.weight");
+  for (const NormId id : norms_of(config)) {
+    check_tensor(gain(id), {norm_size(config, id)}, where, id.name(config) + ".weight");
   }
 }
 

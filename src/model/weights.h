@@ -4,6 +4,7 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -19,15 +20,19 @@ using LinearWeight = std::variant<Tensor, W4Matrix>;
 
 struct LinearModule {
   LinearWeight weight;
+  Tensor bias;  ///< [out_features]; empty when there is none
   std::optional<Compensator> compensator;
 };
 
 struct LayerWeights {
-  Tensor input_layernorm;           ///< [hidden_size]
-  Tensor post_attention_layernorm;  ///< [hidden_size]
+  Tensor input_layernorm;                ///< [hidden_size]
+  Tensor post_attention_layernorm;       ///< [hidden_size], before the MLP
+  Tensor attention_output, mlp_output;   ///< [hidden_size], with ModelConfig::output_norms
+  Tensor q_norm, k_norm;                 ///< [head_dim], with ModelConfig::qk_norm
   std::array<LinearModule, kLinearsPerLayer> linears;
 };
 
+/// Gains are what the normalized value is multiplied by: readers add the 1 that Gemma's files leave out.
 struct ModelWeights {
   ModelConfig config;
   Tensor embed_tokens;  ///< [vocab_size, hidden_size]
@@ -45,11 +50,9 @@ struct ModelWeights {
   const LinearModule& linear(ModuleId id) const {
     return layers.at(static_cast<std::size_t>(id.layer())).linears.at(static_cast<std::size_t>(id.kind()));
   }
-  /// Norm gain by NormId: input and post-attention of every layer, then the final one.
-  Tensor& gain(std::size_t norm) {
-    if (norm / 2 == layers.size()) return this->norm;
-    return norm % 2 == 0 ? layers.at(norm / 2).input_layernorm : layers.at(norm / 2).post_attention_layernorm;
-  }
+  /// Empty if the model has no such norm.
+  const Tensor& gain(NormId id) const;
+  Tensor& gain(NormId id) { return const_cast<Tensor&>(std::as_const(*this).gain(id)); }
 
   /// Throws Error(bad_input) naming the tensor whose shape disagrees with the config or that holds NaN or infinity.
   void validate(const std::string& where) const;

@@ -67,10 +67,12 @@ TrainableModel::TrainableModel(TorchModel& model, const std::vector<QuantizedLin
       weights_.back().set_requires_grad(needs_weight_gradients());
     }
   }
-  for (std::size_t i = 0; i < model.weights().gains.size(); ++i) {
-    base_gains_.push_back(model.weights().gains[i].detach().clone());
+  for (const NormId id : norms_of(model.config())) {
+    const auto& gain = model.weights().gains[static_cast<std::size_t>(id.index)];
+    norms_.push_back(id);
+    base_gains_.push_back(gain.detach().clone());
     if (tune != Tune::none) {
-      gain_parameters_.push_back(add(fmt::format("gain.{}", i), ParameterGroup::gains, torch::zeros_like(base_gains_.back())));
+      gain_parameters_.push_back(add(fmt::format("gain.{}", id.index), ParameterGroup::gains, torch::zeros_like(gain)));
     }
   }
   auto generator = at::detail::createCPUGenerator(seed);
@@ -144,7 +146,7 @@ void TrainableModel::install(bool int8_factors, bool gates_on) {
     slots.linears[i].row_factor = row_factor(i);
     slots.linears[i].compensator.reset();
   }
-  for (std::size_t i = 0; i < base_gains_.size(); ++i) slots.gains[i] = gain(i);
+  for (std::size_t i = 0; i < norms_.size(); ++i) slots.gains[static_cast<std::size_t>(norms_[i].index)] = gain(i);
   for (const Factors& f : factors_) {
     const auto& a = value(f.a);
     const auto stored_a = int8_factors ? straight_through(a, round_int8(a, 1)) : a;
@@ -294,7 +296,7 @@ ModelWeights TrainableModel::export_weights(const ModelWeights& base) const {
     module.weight = QuantizedLinear{latent.scheme, nearest_codes(latent.latent), scales(index), latent.zeros}.pack();
     module.compensator.reset();
   }
-  for (std::size_t i = 0; i < base_gains_.size(); ++i) out.gain(i) = to_host(gain(i));
+  for (std::size_t i = 0; i < norms_.size(); ++i) out.gain(norms_[i]) = to_host(gain(i));
   for (const Factors& f : factors_) {
     auto a = std::make_shared<CompensatorInput>();
     const auto host = to_host(value(f.a));

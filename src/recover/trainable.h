@@ -108,7 +108,8 @@ class TrainableModel {
   std::vector<Parameter> parameters_;
   std::vector<LatentWeight> latents_;       ///< by ModuleId
   std::vector<torch::Tensor> base_scales_;  ///< by ModuleId, [out, groups]
-  std::vector<torch::Tensor> base_gains_;   ///< by NormId
+  std::vector<NormId> norms_;               ///< that the model has
+  std::vector<torch::Tensor> base_gains_;   ///< as norms_
   std::vector<torch::Tensor> weights_;      ///< by ModuleId: leaves in the compute type
   std::vector<std::size_t> scale_parameters_, gain_parameters_;  ///< empty when not tuned
   std::vector<Factors> factors_;

@@ -22,6 +22,8 @@ class ApiError : public std::runtime_error {
         code_(std::move(code)) {}
 
   int status() const { return status_; }
+  const std::string& type() const { return type_; }
+  const std::string& param() const { return param_; }
 
   nlohmann::json to_json() const {
     const auto text = [](const std::string& value) { return value.empty() ? nlohmann::json() : nlohmann::json(value); };

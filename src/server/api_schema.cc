@@ -29,7 +29,7 @@ constexpr const char* kComponents = R"json({
   "stop_token_ids": {"type": "array", "maxItems": 64, "items": {"type": "integer", "minimum": 0, "maximum": 2147483647}},
   "ignore_eos": {"type": "boolean"},
   "stream": {"type": "boolean"},
-  "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}, "additionalProperties": false},
+  "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}, "continuous_usage_stats": {"type": "boolean"}}, "additionalProperties": false},
   "user": {"type": "string", "maxLength": 512, "description": "accepted, not used"},
   "slo": {"type": "object", "additionalProperties": false,
           "properties": {"ttft_ms": {"type": "number", "minimum": 0, "maximum": 1e9},

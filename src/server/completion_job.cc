@@ -1,7 +1,10 @@
 #include "server/completion_job.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
+#include "base/log.h"
 #include "server/api_error.h"
 
 namespace spear {
@@ -31,12 +34,13 @@ std::int64_t characters_in(std::string_view text) {
 }  // namespace
 
 CompletionJob::CompletionJob(GenerationParams params, const ServedModel& model, std::shared_ptr<HttpExchange> exchange,
-                             Engine engine, Metrics& metrics)
+                             Engine engine, Metrics& metrics, bool log)
     : params_(std::move(params)),
       model_(model),
       exchange_(std::move(exchange)),
       engine_(std::move(engine)),
       metrics_(metrics),
+      log_(log),
       id_((params_.chat ? "chatcmpl-" : "cmpl-") + exchange_->request().id),
       created_(std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
                    .count()),
@@ -212,6 +216,7 @@ void CompletionJob::send_piece(Choice& choice) {
   if (choice.text.empty() && choice.logprobs.empty() && !choice.done) return;
   Json document = envelope(params_.chat ? "chat.completion.chunk" : "text_completion");
   document["choices"] = Json::array({choice_json(choice, true)});
+  if (params_.include_usage) document["usage"] = params_.continuous_usage ? usage() : Json();
   send(document);
 }
 
@@ -232,6 +237,7 @@ Json CompletionJob::usage() const {
 
 void CompletionJob::complete() {
   over_ = true;
+  log_end(openai_name(*choices_.front().reason));
   if (params_.stream) {
     if (params_.include_usage) {
       Json document = envelope(params_.chat ? "chat.completion.chunk" : "text_completion");
@@ -253,6 +259,25 @@ void CompletionJob::finish_stream() {
   exchange_->finish();
 }
 
+/// Numbers only: what was asked and answered is nobody's business.
+void CompletionJob::log_end(const char* reason) const {
+  if (!log_) return;
+  const auto milliseconds = [this](Clock::time_point to) {
+    return fmt::format("{:.1f}", std::chrono::duration<double, std::milli>(to - arrival_).count());
+  };
+  const auto totals = usage();
+  const auto first = choices_.front().first_token;
+  log::event("request", {{"id", exchange_->request().id},
+                         {"path", exchange_->request().path},
+                         {"reason", reason},
+                         {"choices", std::to_string(choices_.size())},
+                         {"prompt_tokens", totals["prompt_tokens"].dump()},
+                         {"cached_tokens", totals["prompt_tokens_details"]["cached_tokens"].dump()},
+                         {"completion_tokens", totals["completion_tokens"].dump()},
+                         {"ttft_ms", first == Clock::time_point() ? "-" : milliseconds(first)},
+                         {"total_ms", milliseconds(Clock::now())}});
+}
+
 /// One choice that fails ends them all: half an answer helps nobody.
 void CompletionJob::fail(const Error& error) {
   abandon(FinishReason::failed);
@@ -265,6 +290,7 @@ void CompletionJob::fail(const Error& error) {
 void CompletionJob::abandon(FinishReason reason) {
   if (over_) return;
   over_ = true;
+  log_end(name(reason));
   const auto now = Clock::now();
   for (const Choice& choice : choices_) {
     if (choice.done) continue;

@@ -29,7 +29,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   };
 
   CompletionJob(GenerationParams params, const ServedModel& model, std::shared_ptr<HttpExchange> exchange,
-                Engine engine, Metrics& metrics);
+                Engine engine, Metrics& metrics, bool log);
 
   /// Submits every choice; the job then lives until its last event.
   void start();
@@ -66,12 +66,14 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   nlohmann::json take_logprobs(Choice& choice);
   nlohmann::json usage() const;
   void finish_stream();
+  void log_end(const char* reason) const;
 
   GenerationParams params_;
   const ServedModel& model_;
   std::shared_ptr<HttpExchange> exchange_;
   Engine engine_;
   Metrics& metrics_;
+  bool log_;
   std::vector<Choice> choices_;
   std::string id_;
   std::int64_t created_ = 0;

@@ -12,10 +12,12 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr std::int64_t kMaxLogprobs = 1 << 19;
+
 /// The schema has checked types and ranges already: an absent field leaves `value` as it is.
 template <class T>
 void take(const Json& body, const char* name, T& value) {
-  if (const auto found = body.find(name); found != body.end()) value = found->get<T>();
+  if (const auto found = body.find(name); found != body.end() && !found->is_null()) value = found->get<T>();
 }
 
 std::uint64_t random_seed() {
@@ -77,6 +79,8 @@ void take_common(const Json& body, const ServedModel& model, GenerationParams& p
   if (const auto options = body.find("stream_options"); options != body.end()) {
     if (!params.stream) throw bad_request("stream_options needs stream", "stream_options");
     take(*options, "include_usage", params.include_usage);
+    take(*options, "continuous_usage_stats", params.continuous_usage);
+    params.include_usage = params.include_usage || params.continuous_usage;
   }
   if (const auto slo = body.find("slo"); slo != body.end()) {
     take(*slo, "ttft_ms", request.slo.ttft_ms);
@@ -98,6 +102,17 @@ void check_lengths(const ServedModel& model, GenerationParams& params, const std
                       field, "context_length_exceeded");
   }
   params.request.max_tokens = std::max<std::int64_t>(max_tokens.value_or(model.max_model_len - longest), 1);
+  if (!params.want_logprobs) return;
+  // They are kept until the answer is complete: about 200 bytes each.
+  std::int64_t entries = 0;
+  for (const auto& prompt : params.prompts) {
+    const std::int64_t tokens = params.echo ? static_cast<std::int64_t>(prompt.size()) : 0;
+    entries += (tokens + params.request.max_tokens) * (1 + params.request.sampling.logprobs) * params.n;
+  }
+  if (entries > kMaxLogprobs) {
+    throw bad_request(fmt::format("{} log-probabilities in one request, at most {}: ask for fewer choices, tokens or "
+                                  "alternatives", entries, kMaxLogprobs), "logprobs");
+  }
 }
 
 std::vector<std::int32_t> token_ids(const Json& ids, const ServedModel& model) {

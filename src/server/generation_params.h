@@ -27,7 +27,7 @@ struct ServedModel {
 };
 
 struct GenerationParams {
-  bool chat = false, stream = false, include_usage = false, echo = false;
+  bool chat = false, stream = false, include_usage = false, continuous_usage = false, echo = false;
   bool want_logprobs = false;
   std::int64_t n = 1;
   bool seeded = false;

@@ -1,8 +1,8 @@
 #include "server/http_server.h"
 
 #include <csignal>
-#include <map>
 #include <random>
+#include <unordered_map>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -57,16 +57,23 @@ struct HttpServer::State final : detail::SessionHost, std::enable_shared_from_th
   const HttpServerOptions& options() const override { return settings; }
   void handle(std::shared_ptr<HttpExchange> exchange) override { handler(std::move(exchange)); }
   bool closing() const override { return is_closing; }
-  void opened(void* session, std::function<void()> close_if_idle) override {
-    sessions[session] = std::move(close_if_idle);
+  void opened(detail::Connection* session, std::weak_ptr<detail::Connection> weak) override {
+    sessions.emplace(session, std::move(weak));
   }
-  void gone(void* session) override { sessions.erase(session); }
+  void gone(detail::Connection* session) override { sessions.erase(session); }
+  bool count_body(std::int64_t bytes) override {
+    body_bytes += bytes;
+    return bytes <= 0 || body_bytes <= static_cast<std::int64_t>(settings.max_bodies_bytes);
+  }
   std::string new_request_id() override { return fmt::format("{:016x}{:016x}", random(), random()); }
 
   void listen();
   void accept();
   void admit(tcp::socket socket);
   void wait_for_signal();
+  void tick();
+  /// Calls `visit` for each connection; those that it ends take themselves out of the map.
+  void for_all(const std::function<void(detail::Connection&)>& visit);
 
   HttpServerOptions settings;
   Handler handler;
@@ -76,7 +83,9 @@ struct HttpServer::State final : detail::SessionHost, std::enable_shared_from_th
   asio::signal_set signals{context};
   std::function<void(int)> signal_handler;
   std::optional<asio::ssl::context> tls;
-  std::map<void*, std::function<void()>> sessions;
+  std::unordered_map<detail::Connection*, std::weak_ptr<detail::Connection>> sessions;
+  asio::steady_timer ticker{context};
+  std::int64_t body_bytes = 0;
   bool is_closing = false;
   HttpServerStats totals;
   std::mt19937_64 random{std::random_device{}()};
@@ -157,15 +166,36 @@ void HttpServer::State::wait_for_signal() {
   });
 }
 
+void HttpServer::State::for_all(const std::function<void(detail::Connection&)>& visit) {
+  std::vector<std::shared_ptr<detail::Connection>> all;
+  all.reserve(sessions.size());
+  for (const auto& [session, weak] : sessions) {
+    if (auto strong = weak.lock()) all.push_back(std::move(strong));
+  }
+  for (const auto& session : all) visit(*session);
+}
+
+void HttpServer::State::tick() {
+  ticker.expires_after(std::chrono::milliseconds(500));
+  ticker.async_wait([self = shared_from_this()](boost::system::error_code error) {
+    if (error) return;
+    const auto now = std::chrono::steady_clock::now();
+    self->for_all([now](detail::Connection& session) { session.tick(now); });
+    self->tick();
+  });
+}
+
 HttpServer::HttpServer(const HttpServerOptions& options, Handler handler)
     : context_(std::make_unique<Context>()),
       state_(std::make_shared<State>(context_->io, options, std::move(handler))) {
   state_->listen();
+  state_->tick();
 }
 
 HttpServer::~HttpServer() {
   stop();
   state_->work.reset();
+  state_->for_all([](detail::Connection& session) { session.close(false); });
   state_.reset();
 }
 
@@ -185,8 +215,7 @@ void HttpServer::close_acceptor() {
   state_->is_closing = true;
   boost::system::error_code ignored;
   state_->acceptor.close(ignored);
-  const auto sessions = state_->sessions;  // closing one takes it out of the map
-  for (const auto& [session, close_if_idle] : sessions) close_if_idle();
+  state_->for_all([](detail::Connection& session) { session.close(true); });
 }
 
 void HttpServer::post(std::function<void()> work) { asio::post(state_->context, std::move(work)); }

@@ -18,6 +18,7 @@ struct HttpServerOptions {
   std::string tls_certificate, tls_key;  ///< PEM files; both or none
   std::size_t max_header_bytes = 16 << 10;
   std::size_t max_body_bytes = 8 << 20;
+  std::size_t max_bodies_bytes = 256 << 20;  ///< of all bodies that are arriving
   std::size_t max_connections = 4096;
   std::size_t max_unsent_bytes = 4 << 20;  ///< of one answer; a peer that reads slower is left
   int idle_seconds = 75;                   ///< between two requests

@@ -25,6 +25,20 @@ namespace asio = boost::asio;
 namespace beast = boost::beast;
 namespace http = boost::beast::http;
 
+using Time = std::chrono::steady_clock::time_point;
+
+/// One peer, as its answers and its server see it.
+class Connection {
+ public:
+  virtual ~Connection() = default;
+  /// The next bytes of the answer; `last`: the answer is complete with them.
+  virtual void send(std::string bytes, bool last) = 0;
+  /// Ends what takes longer than its limit. Called about twice a second: cheaper than a timer per operation.
+  virtual void tick(Time now) = 0;
+  /// Ends the connection; `idle_only`: unless an answer is on its way.
+  virtual void close(bool idle_only) = 0;
+};
+
 /// What a session needs of the server that made it.
 class SessionHost {
  public:
@@ -32,16 +46,11 @@ class SessionHost {
   virtual const HttpServerOptions& options() const = 0;
   virtual void handle(std::shared_ptr<HttpExchange> exchange) = 0;
   virtual bool closing() const = 0;
-  virtual void opened(void* session, std::function<void()> close_if_idle) = 0;
-  virtual void gone(void* session) = 0;
+  virtual void opened(Connection* session, std::weak_ptr<Connection> weak) = 0;
+  virtual void gone(Connection* session) = 0;
   virtual std::string new_request_id() = 0;
-};
-
-class Connection {
- public:
-  virtual ~Connection() = default;
-  /// The next bytes of the answer; `last`: the answer is complete with them.
-  virtual void send(std::string bytes, bool last) = 0;
+  /// Counts the bytes of bodies that are still arriving, over all connections; false when they are too many.
+  virtual bool count_body(std::int64_t bytes) = 0;
 };
 
 /// "HTTP/1.1 200 OK\r\n..." with the headers that every answer has; `length` < 0: chunked, or up to the end.
@@ -53,7 +62,7 @@ std::string error_response(int status, std::string_view message, const HttpServe
 
 class Exchange final : public HttpExchange {
  public:
-  Exchange(std::weak_ptr<Connection> connection, HttpRequest request, bool chunked, bool keep_alive,
+  Exchange(std::shared_ptr<Connection> connection, HttpRequest request, bool chunked, bool keep_alive,
            const HttpServerOptions& options)
       : connection_(std::move(connection)),
         request_(std::move(request)),
@@ -89,17 +98,22 @@ class Exchange final : public HttpExchange {
   bool keep_alive() const { return keep_alive_; }
   void close() {
     if (std::exchange(closed_, true)) return;
+    connection_.reset();
     if (auto callback = std::exchange(on_close_, nullptr)) callback();
   }
-  void complete() { on_close_ = nullptr; }  // breaks the cycle with whoever it belongs to
+  /// Breaks the cycles with the connection and with whoever waits for on_close().
+  void complete() {
+    on_close_ = nullptr;
+    connection_.reset();
+  }
 
  private:
   void send(std::string bytes, bool last) {
     if (closed_ || std::exchange(ended_, last)) return;
-    if (const auto connection = connection_.lock()) connection->send(std::move(bytes), last);
+    if (const auto connection = connection_) connection->send(std::move(bytes), last);
   }
 
-  std::weak_ptr<Connection> connection_;
+  std::shared_ptr<Connection> connection_;  // lives as long as somebody may answer
   HttpRequest request_;
   bool chunked_, keep_alive_;
   const HttpServerOptions& options_;
@@ -111,81 +125,132 @@ template <class Stream>
 class Session final : public Connection, public std::enable_shared_from_this<Session<Stream>> {
  public:
   Session(Stream stream, std::shared_ptr<SessionHost> host) : stream_(std::move(stream)), host_(std::move(host)) {}
-  ~Session() override { host_->gone(this); }
+  ~Session() override {
+    count_body(0);
+    host_->gone(this);
+  }
 
   void start() {
-    host_->opened(this, [weak = this->weak_from_this()] {
-      if (const auto self = weak.lock(); self && !self->exchange_) self->shut();
-    });
+    host_->opened(this, this->weak_from_this());
     if constexpr (kTls) {
-      lowest().expires_after(std::chrono::seconds(host_->options().header_seconds));
+      read_deadline_ = after(host_->options().header_seconds);
       stream_.async_handshake(asio::ssl::stream_base::server,
                               [self = this->shared_from_this()](beast::error_code error) {
-                                if (!error) self->wait_for_request();
+                                if (error) return self->drop();
+                                self->advance();
                               });
     } else {
-      wait_for_request();
+      advance();
     }
   }
 
   void send(std::string bytes, bool last) override {
-    unsent_ += bytes.size();
-    if (unsent_ > host_->options().max_unsent_bytes && !out_.empty()) return drop();
-    out_.push_back(std::move(bytes));
+    if (closed_) return;
+    if (!writing_.empty() && writing_.size() + queued_.size() + bytes.size() > host_->options().max_unsent_bytes) {
+      return drop();
+    }
+    queued_ += bytes;
     last_ = last_ || last;
-    if (out_.size() == 1) write_next();
+    if (writing_.empty()) write_next();
+  }
+
+  void tick(Time now) override {
+    if (now > write_deadline_) return drop();
+    if (now <= read_deadline_) return;
+    if (parser_) return refuse_with(408, "the request did not arrive in time");
+    drop();
+  }
+
+  void close(bool idle_only) override {
+    if (!idle_only || (!exchange_ && writing_.empty())) drop();
   }
 
  private:
   static constexpr bool kTls = !std::is_same_v<Stream, beast::tcp_stream>;
+  static constexpr std::size_t kReadAhead = 64 << 10;  // of pipelined requests, while one is answered
+  static constexpr Time kNever = Time::max();
 
-  beast::tcp_stream& lowest() { return beast::get_lowest_layer(stream_); }
-  asio::ip::tcp::socket& socket() { return lowest().socket(); }
+  static Time after(int seconds) { return std::chrono::steady_clock::now() + std::chrono::seconds(seconds); }
+  asio::ip::tcp::socket& socket() { return beast::get_lowest_layer(stream_).socket(); }
 
-  /// Idle: no limit on a header that has not begun, but one on the time between requests.
-  void wait_for_request() {
-    if (host_->closing()) return shut();
-    if (buffer_.size() > 0) return read_header();
-    lowest().expires_after(std::chrono::seconds(host_->options().idle_seconds));
-    stream_.async_read_some(buffer_.prepare(4096),
+  /// There is always a read under way, also while an answer is made: this is how a peer that leaves is noticed.
+  void read_some() {
+    if (reading_ || closed_) return;
+    reading_ = true;
+    stream_.async_read_some(asio::buffer(chunk_),
                             [self = this->shared_from_this()](beast::error_code error, std::size_t bytes) {
-                              if (error) return self->shut();
-                              self->buffer_.commit(bytes);
-                              self->read_header();
+                              self->reading_ = false;
+                              if (error) return self->drop();
+                              if (!self->discarding_) {
+                                asio::buffer_copy(self->in_.prepare(bytes), asio::buffer(self->chunk_, bytes));
+                                self->in_.commit(bytes);
+                              }
+                              self->advance();
                             });
   }
 
-  void read_header() {
-    const HttpServerOptions& options = host_->options();
-    parser_.emplace();
-    parser_->header_limit(static_cast<std::uint32_t>(options.max_header_bytes));
-    parser_->body_limit(options.max_body_bytes);
-    lowest().expires_after(std::chrono::seconds(options.header_seconds));
-    http::async_read_header(stream_, buffer_, *parser_,
-                            [self = this->shared_from_this()](beast::error_code error, std::size_t) {
-                              if (error) return self->refuse(error);
-                              self->read_body();
-                            });
+  /// Does what can be done with the bytes that are here.
+  void advance() {
+    if (closed_) return;
+    if (discarding_) return read_some();
+    if (exchange_) {
+      if (in_.size() < kReadAhead) read_some();
+      return;
+    }
+    if (!parser_) {
+      if (host_->closing()) return drop();
+      skip_empty_lines();
+      if (in_.size() == 0) {
+        read_deadline_ = after(host_->options().idle_seconds);
+        return read_some();
+      }
+      parser_.emplace();
+      parser_->header_limit(static_cast<std::uint32_t>(host_->options().max_header_bytes));
+      parser_->body_limit(host_->options().max_body_bytes);
+      read_deadline_ = after(host_->options().header_seconds);
+    }
+    parse();
   }
 
-  void read_body() {
-    const auto read = [self = this->shared_from_this()] {
-      self->lowest().expires_after(std::chrono::seconds(self->host_->options().body_seconds));
-      http::async_read(self->stream_, self->buffer_, *self->parser_, [self](beast::error_code error, std::size_t) {
-        if (error) return self->refuse(error);
-        self->handle();
-      });
-    };
+  void skip_empty_lines() {
+    const auto* bytes = static_cast<const char*>(in_.data().data());
+    std::size_t count = 0;
+    while (count < in_.size() && (bytes[count] == '\r' || bytes[count] == '\n')) ++count;
+    in_.consume(count);
+  }
+
+  void parse() {
+    while (in_.size() > 0) {
+      const bool had_header = parser_->is_header_done();
+      beast::error_code error;
+      const std::size_t used = parser_->put(in_.data(), error);
+      in_.consume(used);
+      if (error && error != http::error::need_more) return refuse(error);
+      if (!count_body(static_cast<std::int64_t>(parser_->get().body().size()))) {
+        return refuse_with(503, "too many request bodies are arriving at the same time");
+      }
+      if (!had_header && parser_->is_header_done() && !begin_body()) return;
+      if (parser_->is_done()) return handle();
+      if (used == 0) break;
+    }
+    read_some();
+  }
+
+  /// The header is here; false: refused.
+  bool begin_body() {
+    parser_->eager(true);
+    read_deadline_ = after(host_->options().body_seconds);
     const auto expect = parser_->get()[http::field::expect];
-    if (expect.empty()) return read();
-    if (!beast::iequals(expect, "100-continue")) return refuse_with(417, "only 'Expect: 100-continue' is known");
-    static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
-    asio::async_write(stream_, asio::buffer(kContinue),
-                      [self = this->shared_from_this(), read](beast::error_code error, std::size_t) {
-                        if (error) return self->shut();
-                        read();
-                      });
+    if (expect.empty() || parser_->is_done()) return true;
+    if (beast::iequals(expect, "100-continue")) {
+      send("HTTP/1.1 100 Continue\r\n\r\n", false);
+      return true;
+    }
+    refuse_with(417, "only 'Expect: 100-continue' is known");
+    return false;
   }
+
+  bool count_body(std::int64_t bytes) { return host_->count_body(bytes - std::exchange(body_bytes_, bytes)); }
 
   void handle() {
     auto message = parser_->release();
@@ -206,91 +271,85 @@ class Session final : public Connection, public std::enable_shared_from_this<Ses
     const bool chunked = message.version() >= 11, keep_alive = message.keep_alive() && !host_->closing();
     request.body = std::move(message.body());
     parser_.reset();
-    lowest().expires_never();
-    exchange_ =
-        std::make_shared<Exchange>(this->weak_from_this(), std::move(request), chunked, keep_alive, host_->options());
-    watch_peer();
-    host_->handle(exchange_);
-  }
-
-  /// Notices a peer that leaves while its answer is being made. Bytes that arrive are its next request: they wait.
-  void watch_peer() {
-    if (buffer_.size() > 0) return;
-    socket().async_wait(asio::socket_base::wait_read,
-                        [self = this->shared_from_this(), exchange = exchange_](beast::error_code error) {
-                          if (error || self->exchange_ != exchange) return;
-                          char byte = 0;
-                          const auto got = ::recv(self->socket().native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-                          if (got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK)) self->drop();
-                        });
+    count_body(0);
+    read_deadline_ = kNever;
+    const auto exchange =
+        std::make_shared<Exchange>(this->shared_from_this(), std::move(request), chunked, keep_alive, host_->options());
+    exchange_ = exchange;
+    host_->handle(exchange);
+    advance();
   }
 
   void write_next() {
-    lowest().expires_after(std::chrono::seconds(host_->options().write_seconds));
-    asio::async_write(stream_, asio::buffer(out_.front()),
+    if (queued_.empty()) {
+      write_deadline_ = kNever;
+      if (last_) next();
+      return;
+    }
+    writing_ = std::exchange(queued_, {});
+    write_deadline_ = after(host_->options().write_seconds);
+    asio::async_write(stream_, asio::buffer(writing_),
                       [self = this->shared_from_this()](beast::error_code error, std::size_t) {
                         if (error) return self->drop();
-                        self->unsent_ -= self->out_.front().size();
-                        self->out_.pop_front();
-                        self->lowest().expires_never();
-                        if (!self->out_.empty()) return self->write_next();
-                        if (self->last_) self->next();
+                        self->writing_.clear();
+                        self->write_next();
                       });
   }
 
   /// The answer is out.
   void next() {
-    if (!exchange_) return shut();
-    const bool keep_alive = exchange_->keep_alive() && !host_->closing();
-    exchange_->complete();
-    exchange_.reset();
     last_ = false;
-    if (!keep_alive) return shut();
+    const auto exchange = std::exchange(exchange_, nullptr);
+    if (exchange) exchange->complete();
+    if (!exchange || !exchange->keep_alive() || host_->closing()) return linger();
+    advance();
+  }
+
+  /// Closing while bytes arrive would reset the connection and take the answer from a peer that has not read it yet.
+  void linger() {
+    discarding_ = true;
+    read_deadline_ = after(2);
     beast::error_code ignored;
-    socket().cancel(ignored);  // the watch on the peer
-    wait_for_request();
+    socket().shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
+    read_some();
   }
 
   void refuse(beast::error_code error) {
-    if (error == http::error::end_of_stream || error == asio::error::eof || error == asio::error::operation_aborted)
-      return shut();
-    if (error == beast::error::timeout) return refuse_with(408, "the request did not arrive in time");
     if (error == http::error::header_limit) return refuse_with(431, "the header is too long");
     if (error == http::error::body_limit) return refuse_with(413, "the body is too long");
-    if (error.category() != http::make_error_code(http::error::bad_method).category()) return shut();
     refuse_with(400, "malformed HTTP: " + error.message());
   }
 
+  /// The connection ends with this answer: what follows cannot be told from the rest of a bad request.
   void refuse_with(int status, const std::string& message) {
-    exchange_.reset();
-    if (status == 408) return shut();  // the stream is closed after a time-out
+    parser_.reset();
+    count_body(0);
+    discarding_ = true;
+    in_.consume(in_.size());
+    read_deadline_ = kNever;
     send(error_response(status, message, host_->options()), true);
+    read_some();
   }
 
   /// The peer is gone or not worth waiting for.
   void drop() {
+    if (std::exchange(closed_, true)) return;
     if (const auto exchange = std::exchange(exchange_, nullptr)) exchange->close();
-    shut();
-  }
-
-  void shut() {
     beast::error_code ignored;
-    // What the peer still sends must not turn the answer into a reset: end our side first.
     socket().shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
-    std::array<char, 4096> sink;
-    for (int i = 0; i < 64 && ::recv(socket().native_handle(), sink.data(), sink.size(), MSG_DONTWAIT) > 0; ++i) {
-    }
-    lowest().close();
+    beast::get_lowest_layer(stream_).close();
   }
 
   Stream stream_;
   std::shared_ptr<SessionHost> host_;
-  beast::flat_buffer buffer_;
+  std::array<char, 4096> chunk_;
+  beast::flat_buffer in_;  // has arrived, not parsed yet
   std::optional<http::request_parser<http::string_body>> parser_;
   std::shared_ptr<Exchange> exchange_;
-  std::deque<std::string> out_;
-  std::size_t unsent_ = 0;
-  bool last_ = false;
+  std::string writing_, queued_;
+  Time read_deadline_ = kNever, write_deadline_ = kNever;
+  std::int64_t body_bytes_ = 0;
+  bool reading_ = false, last_ = false, discarding_ = false, closed_ = false;
 };
 
 }  // namespace spear::detail

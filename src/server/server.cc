@@ -70,9 +70,14 @@ void Server::handle(const std::shared_ptr<HttpExchange>& exchange) {
                      : error.status() == 503 ? "draining"
                      : error.status() == 401 ? "key"
                                              : "invalid");
-    if (options_.log_requests)
-      log::info("{} {} {} {}: {}", exchange->request().id, exchange->request().method, exchange->request().path,
-                error.status(), error.what());
+    if (options_.log_requests) {
+      // The path is the client's text: what is unknown is not repeated.
+      log::event("refused", {{"id", exchange->request().id},
+                             {"status", std::to_string(error.status())},
+                             {"path", error.status() == 404 ? "?" : exchange->request().path},
+                             {"type", error.type()},
+                             {"param", error.param()}});
+    }
     exchange->respond(error.response());
   } catch (const Error& error) {
     exchange->respond(api_error(error).response());
@@ -137,6 +142,10 @@ void Server::complete(const std::shared_ptr<HttpExchange>& exchange, bool chat) 
   const auto body = checked_body(request.body, chat ? "ChatCompletionRequest" : "CompletionRequest");
   GenerationParams params = chat ? chat_params(body, model_) : completion_params(body, model_);
   const auto choices = static_cast<std::int64_t>(params.prompts.size()) * params.n;
+  if (choices > options_.max_queue) {
+    throw bad_request(fmt::format("{} choices in one request; this server takes {} at a time", choices,
+                                  options_.max_queue), "n");
+  }
   if (thread_.active() + choices > options_.max_queue) {
     throw ApiError(429, "overloaded_error", fmt::format("{} requests are waiting or running already", thread_.active()),
                    {}, "queue_full");
@@ -144,17 +153,15 @@ void Server::complete(const std::shared_ptr<HttpExchange>& exchange, bool chat) 
   Slo& slo = params.request.slo;
   if (slo.ttft_ms == 0) slo.ttft_ms = options_.slo.ttft_ms;
   if (slo.itl_ms == 0) slo.itl_ms = options_.slo.itl_ms;
-  if (options_.log_requests) {
-    log::info("{} {} {} prompt tokens, {} choices, max_tokens {}{}", request.id, request.path,
-              params.prompts.front().size(), choices, params.request.max_tokens, params.stream ? ", streamed" : "");
-  }
   const CompletionJob::Engine engine{[this](Request wanted, std::shared_ptr<CompletionJob> job) {
                                        const Ticket ticket = thread_.submit(std::move(wanted));
                                        jobs_.emplace(ticket, std::move(job));
                                        return ticket;
                                      },
                                      [this](Ticket ticket) { thread_.cancel(ticket); }};
-  std::make_shared<CompletionJob>(std::move(params), model_, exchange, engine, metrics_)->start();
+  std::make_shared<CompletionJob>(std::move(params), model_, exchange, engine, metrics_,
+                                  options_.log_requests)
+      ->start();
 }
 
 void Server::take(std::vector<TokenEvent> events) {
@@ -182,10 +189,10 @@ void Server::abandon_all() {
   }
 }
 
-bool Server::healthy() const { return thread_.seconds_in_step() < options_.watchdog_seconds; }
+bool Server::healthy() const { return thread_.seconds_stuck() < options_.watchdog_seconds; }
 
 HttpResponse Server::health(const HttpRequest&) {
-  const double stuck = thread_.seconds_in_step();
+  const double stuck = thread_.seconds_stuck();
   if (stuck < options_.watchdog_seconds) return json_response({{"status", "ok"}});
   return ApiError(503, "server_error", fmt::format("the engine has not moved for {:.1f} s", stuck)).response();
 }

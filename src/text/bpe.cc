@@ -1,6 +1,9 @@
 #include "text/bpe.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cmath>
 #include <queue>
 
 #include "base/error.h"
@@ -62,7 +65,10 @@ std::optional<std::string> spelling_to_bytes(std::string_view spelling) {
 }
 
 BpeModel::BpeModel(Vocabulary vocabulary, const std::string& where)
-    : ids_(std::move(vocabulary.ids)), fuse_unk_(vocabulary.fuse_unk), ignore_merges_(vocabulary.ignore_merges) {
+    : ids_(std::move(vocabulary.ids)),
+      fuse_unk_(vocabulary.fuse_unk),
+      ignore_merges_(vocabulary.ignore_merges),
+      characters_(vocabulary.characters) {
   const auto id_of = [&](const std::string& token, std::size_t rank) {
     const auto found = ids_.find(token);
     if (found == ids_.end()) {
@@ -73,7 +79,8 @@ BpeModel::BpeModel(Vocabulary vocabulary, const std::string& where)
     return found->second;
   };
   for (std::size_t b = 0; b < 256; ++b) {
-    const auto found = ids_.find(bytes_to_spelling(std::string(1, static_cast<char>(b))));
+    const auto found =
+        ids_.find(characters_ ? fmt::format("<0x{:02X}>", b) : bytes_to_spelling(std::string(1, static_cast<char>(b))));
     byte_ids_[b] = found == ids_.end() ? -1 : found->second;
   }
   if (!vocabulary.unk_token.empty()) {
@@ -81,6 +88,10 @@ BpeModel::BpeModel(Vocabulary vocabulary, const std::string& where)
     if (found == ids_.end())
       throw bad_input("unk_token \"" + vocabulary.unk_token + "\" is not in the vocabulary", where);
     unk_ = found->second;
+  }
+  if (!vocabulary.scores.empty()) {
+    rank_by_score(vocabulary.scores, where);
+    return;
   }
   merges_.reserve(vocabulary.merges.size());
   for (std::size_t rank = 0; rank < vocabulary.merges.size(); ++rank) {
@@ -91,9 +102,70 @@ BpeModel::BpeModel(Vocabulary vocabulary, const std::string& where)
   }
 }
 
+void BpeModel::rank_by_score(const std::vector<float>& scores, const std::string& where) {
+  std::vector<std::int32_t> order;
+  for (std::size_t id = 0; id < scores.size(); ++id) {
+    if (!std::isnan(scores[id])) order.push_back(static_cast<std::int32_t>(id));
+  }
+  const auto score = [&](std::int32_t id) { return scores[static_cast<std::size_t>(id)]; };
+  std::sort(order.begin(), order.end(),
+            [&](auto a, auto b) { return score(a) != score(b) ? score(a) > score(b) : a < b; });
+  ranks_.assign(scores.size(), -1);
+  std::int32_t rank = 0;
+  for (std::size_t i = 0; i < order.size(); ++i) {  // equal scores have equal ranks: the leftmost pair goes first then
+    if (i > 0 && score(order[i]) != score(order[i - 1])) rank = static_cast<std::int32_t>(i);
+    ranks_[static_cast<std::size_t>(order[i])] = rank;
+  }
+  tokens_.resize(scores.size());
+  for (const auto& [token, id] : ids_) {
+    if (static_cast<std::size_t>(id) >= tokens_.size())
+      throw bad_input("a token has no score", where, "fetch the model again; its tokenizer is damaged");
+    tokens_[static_cast<std::size_t>(id)] = token;
+  }
+}
+
+std::optional<BpeModel::Merge> BpeModel::find_merge(std::int32_t left, std::int32_t right) const {
+  if (ranks_.empty()) {
+    const auto found = merges_.find(key(left, right));
+    return found == merges_.end() ? std::nullopt : std::optional(found->second);
+  }
+  std::string text(tokens_[static_cast<std::size_t>(left)]);
+  text += tokens_[static_cast<std::size_t>(right)];
+  const auto found = ids_.find(text);
+  if (found == ids_.end() || ranks_[static_cast<std::size_t>(found->second)] < 0) return std::nullopt;
+  return Merge{ranks_[static_cast<std::size_t>(found->second)], found->second};
+}
+
+/// A character's token, or those of its bytes; one unk if any of these is missing.
+void BpeModel::add_character(std::string_view character, std::vector<std::int32_t>& symbols) const {
+  if (const auto found = ids_.find(std::string(character)); found != ids_.end()) {
+    symbols.push_back(found->second);
+    return;
+  }
+  const std::size_t begin = symbols.size();
+  for (const char byte : character) {
+    const std::int32_t id = byte_ids_[static_cast<std::uint8_t>(byte)];
+    if (id >= 0) {
+      symbols.push_back(id);
+      continue;
+    }
+    symbols.resize(begin);
+    if (unk_ >= 0 && !(fuse_unk_ && !symbols.empty() && symbols.back() == unk_)) symbols.push_back(unk_);
+    return;
+  }
+}
+
 std::vector<std::int32_t> BpeModel::initial_symbols(std::string_view word) const {
   std::vector<std::int32_t> symbols;
   symbols.reserve(word.size());
+  if (characters_) {
+    for (std::size_t i = 0; i < word.size();) {
+      const std::size_t length = read_utf8(word.substr(i)).length;
+      add_character(word.substr(i, length), symbols);
+      i += length;
+    }
+    return symbols;
+  }
   bool after_unk = false;
   for (const char byte : word) {
     const std::int32_t id = byte_ids_[static_cast<std::uint8_t>(byte)];
@@ -109,7 +181,8 @@ std::vector<std::int32_t> BpeModel::initial_symbols(std::string_view word) const
 
 void BpeModel::encode(std::string_view word, std::vector<std::int32_t>& out) const {
   if (ignore_merges_) {
-    if (const auto found = ids_.find(bytes_to_spelling(word)); found != ids_.end()) {
+    const std::string spelling = characters_ ? std::string(word) : bytes_to_spelling(word);
+    if (const auto found = ids_.find(spelling); found != ids_.end()) {
       out.push_back(found->second);
       return;
     }
@@ -118,22 +191,21 @@ void BpeModel::encode(std::string_view word, std::vector<std::int32_t>& out) con
   const auto count = static_cast<std::int32_t>(initial.size());
   std::vector<Symbol> symbols(initial.size());
   std::vector<Candidate> candidates;
-  const auto merge_at = [&](std::int32_t left) -> const Merge* {
-    if (left < 0 || symbols[left].next < 0) return nullptr;
-    const auto found = merges_.find(key(symbols[left].id, symbols[symbols[left].next].id));
-    return found == merges_.end() ? nullptr : &found->second;
+  const auto merge_at = [&](std::int32_t left) -> std::optional<Merge> {
+    if (left < 0 || symbols[left].next < 0) return std::nullopt;
+    return find_merge(symbols[left].id, symbols[symbols[left].next].id);
   };
   for (std::int32_t i = 0; i < count; ++i) symbols[i] = {initial[i], i - 1, i + 1 < count ? i + 1 : -1};
   for (std::int32_t i = 0; i < count; ++i) {
-    if (const Merge* merge = merge_at(i)) candidates.push_back({merge->rank, i, merge->id});
+    if (const auto merge = merge_at(i)) candidates.push_back({merge->rank, i, merge->id});
   }
   std::priority_queue<Candidate> heap(std::less<Candidate>(), std::move(candidates));
   while (!heap.empty()) {
     const Candidate best = heap.top();
     heap.pop();
     // Entries whose symbols have been merged otherwise since are stale.
-    const Merge* current = symbols[best.position].id < 0 ? nullptr : merge_at(best.position);
-    if (current == nullptr || current->id != best.id) continue;
+    const auto current = symbols[best.position].id < 0 ? std::nullopt : merge_at(best.position);
+    if (!current || current->id != best.id) continue;
     Symbol& left = symbols[best.position];
     Symbol& right = symbols[left.next];
     right.id = -1;
@@ -141,7 +213,7 @@ void BpeModel::encode(std::string_view word, std::vector<std::int32_t>& out) con
     left.next = right.next;
     if (left.next >= 0) symbols[left.next].previous = best.position;
     for (const std::int32_t position : {left.previous, best.position}) {
-      if (const Merge* merge = merge_at(position)) heap.push({merge->rank, position, merge->id});
+      if (const auto merge = merge_at(position)) heap.push({merge->rank, position, merge->id});
     }
   }
   for (std::int32_t i = count > 0 ? 0 : -1; i >= 0; i = symbols[i].next) out.push_back(symbols[i].id);
@@ -150,6 +222,15 @@ void BpeModel::encode(std::string_view word, std::vector<std::int32_t>& out) con
 std::vector<std::pair<std::int32_t, std::int32_t>> BpeModel::merges() const {
   std::vector<std::pair<std::int32_t, std::uint64_t>> ranked;
   for (const auto& [pair, merge] : merges_) ranked.emplace_back(merge.rank, pair);
+  for (std::size_t id = 0; id < ranks_.size(); ++id) {
+    if (ranks_[id] < 0) continue;
+    const std::string_view token = tokens_[id];
+    for (std::size_t cut = 1; cut < token.size(); ++cut) {
+      if ((static_cast<unsigned char>(token[cut]) & 0xC0U) == 0x80) continue;  // within a character
+      const auto left = ids_.find(std::string(token.substr(0, cut))), right = ids_.find(std::string(token.substr(cut)));
+      if (left != ids_.end() && right != ids_.end()) ranked.emplace_back(ranks_[id], key(left->second, right->second));
+    }
+  }
   std::sort(ranked.begin(), ranked.end());
   std::vector<std::pair<std::int32_t, std::int32_t>> result;
   for (const auto& [rank, pair] : ranked) {

@@ -1,6 +1,7 @@
 #include "text/tokenizer.h"
 
 #include <algorithm>
+#include <charconv>
 
 #include "base/error.h"
 #include "io/gguf.h"
@@ -37,11 +38,12 @@ struct Tokenizer::EncodeState {
 
 Tokenizer::Tokenizer(json skeleton, Vocabulary vocabulary, const std::string& where)
     : skeleton_(std::move(skeleton)),
+      characters_(vocabulary.characters),
       bpe_(std::move(vocabulary), where),
       added_(json_member(skeleton_, "added_tokens", where), where),
       normalizer_(json_member(skeleton_, "normalizer", where), where),
-      pretokenizer_(json_member(skeleton_, "pre_tokenizer", where), where) {
-  check_decoder(json_member(skeleton_, "decoder", where), where);
+      pretokenizer_(json_member(skeleton_, "pre_tokenizer", where), characters_, where) {
+  prefix_spaces_ = parse_decoder(json_member(skeleton_, "decoder", where), characters_, where);
   SpecialFrame frame = parse_post_processor(json_member(skeleton_, "post_processor", where), where);
   prefix_ = std::move(frame.prefix);
   suffix_ = std::move(frame.suffix);
@@ -69,7 +71,7 @@ void Tokenizer::index_tokens(const std::string& where) {
       throw bad_input("\"" + spelling + "\" and \"" + token + "\" have the same id, " + std::to_string(id), where);
     }
     spelling = token;
-    bytes_[static_cast<std::size_t>(id)] = spelling_to_bytes(token).value_or(token);
+    bytes_[static_cast<std::size_t>(id)] = bytes_of(token);
   };
   for (const auto& [token, id] : bpe_.ids()) place(token, id);
   for (const AddedToken& token : added_.tokens()) {
@@ -84,6 +86,19 @@ void Tokenizer::index_tokens(const std::string& where) {
       if (id >= vocab_size()) throw bad_input("the post-processor adds an unknown id, " + std::to_string(id), where);
     }
   }
+}
+
+/// What a token of the vocabulary stands for.
+std::string Tokenizer::bytes_of(const std::string& spelling) const {
+  if (!characters_) return spelling_to_bytes(spelling).value_or(spelling);
+  unsigned byte = 0;
+  if (spelling.size() == 6 && spelling.starts_with("<0x") && spelling.back() == '>' &&
+      std::from_chars(spelling.data() + 3, spelling.data() + 5, byte, 16).ptr == spelling.data() + 5) {
+    return std::string(1, static_cast<char>(byte));
+  }
+  std::string bytes = spelling;
+  for (std::size_t at = 0; (at = bytes.find("\xE2\x96\x81", at)) != std::string::npos; ++at) bytes.replace(at, 3, " ");
+  return bytes;
 }
 
 void Tokenizer::set_named(const json& config, const json& generation, const std::string& where) {
@@ -142,15 +157,20 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text, EncodeOptions
   }
   EncodeState state;
   if (options.add_special) state.ids = prefix_;
+  bool first = true;
   const auto add_normalized = [&](std::string_view part, std::optional<std::int32_t> id) {
     if (id) {
       state.ids.push_back(*id);
     } else {
-      encode_words(part, state);
+      encode_words(part, first, state);
     }
+    first = false;
   };
   const auto add_raw = [&](std::string_view part, std::optional<std::int32_t> id) {
-    if (id) return state.ids.push_back(*id);
+    if (id) {
+      first = false;
+      return state.ids.push_back(*id);
+    }
     if (normalizer_.active()) part = state.storage.emplace_back(normalizer_.normalize(part));
     added_.split(part, true, options.parse_special, add_normalized);
   };
@@ -159,8 +179,8 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text, EncodeOptions
   return std::move(state.ids);
 }
 
-void Tokenizer::encode_words(std::string_view text, EncodeState& state) const {
-  for (const std::string_view word : pretokenizer_.split(text, state.storage)) {
+void Tokenizer::encode_words(std::string_view text, bool first, EncodeState& state) const {
+  for (const std::string_view word : pretokenizer_.split(text, first, state.storage)) {
     const std::size_t begin = state.ids.size();
     if (const auto seen = state.words.find(word); seen != state.words.end()) {
       const auto [from, count] = seen->second;
@@ -186,7 +206,9 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_speci
   StreamDecoder decoder(*this, skip_special);
   std::string text;
   for (const std::int32_t id : ids) text += decoder.push(id);
-  return text + decoder.finish();
+  text += decoder.finish();
+  if (prefix_spaces_ > 0 && text.starts_with(' ')) text.erase(0, 1);
+  return text;
 }
 
 std::string StreamDecoder::push(std::int32_t id) {

@@ -1,4 +1,4 @@
-// Text to token ids and back: byte-level BPE with the ids of Hugging Face's `tokenizers`.
+// Text to token ids and back: BPE, byte-level or SentencePiece's, with the ids of Hugging Face's `tokenizers`.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,8 @@ class Tokenizer {
   static Tokenizer from_json(nlohmann::json tokenizer, const nlohmann::json& config, const nlohmann::json& generation,
                              const std::string& where);
 
-  /// From a GGUF file's tokenizer; its pre-tokenizer must be one of smollm, gpt-2, llama-bpe, qwen2.
+  /// From a GGUF file's tokenizer: "gpt2" with the pre-tokenizer smollm, gpt-2, llama-bpe or qwen2, or "llama"
+  /// (SentencePiece BPE with scores).
   static Tokenizer from_gguf(const GgufTokenizer& gguf, const std::string& where);
 
   /// Ids of UTF-8 text. Without parse_special no input can produce a special id. Bytes for which the vocabulary has
@@ -57,6 +58,8 @@ class Tokenizer {
   /// Largest id + 1. The model's embedding may have more rows (padding).
   std::int32_t vocab_size() const { return static_cast<std::int32_t>(bytes_.size()); }
   const NamedTokens& named() const { return named_; }
+  /// Spaces in front of a text that encoding added and decode() takes off again: 0 or 1.
+  std::size_t prefix_spaces() const { return prefix_spaces_; }
   bool is_special(std::int32_t id) const { return added_.is_special(id); }
   /// Id of a token by its exact text, e.g. "<|im_end|>" (ordinary tokens in their byte-level spelling, "Ġthe").
   std::optional<std::int32_t> token_id(std::string_view spelling) const;
@@ -79,15 +82,18 @@ class Tokenizer {
   void index_tokens(const std::string& where);
   void set_named(const nlohmann::json& config, const nlohmann::json& generation, const std::string& where);
   void finish_named(const std::string& where);
-  void encode_words(std::string_view text, EncodeState& state) const;
+  void encode_words(std::string_view text, bool first, EncodeState& state) const;
+  std::string bytes_of(const std::string& spelling) const;
 
   nlohmann::json skeleton_;             // tokenizer.json without vocabulary and merges
   std::vector<std::string> spellings_;  // by id, as in tokenizer.json; empty for unused ids
   std::vector<std::string> bytes_;      // by id
+  bool characters_ = false;             // SentencePiece's alphabet, see Vocabulary::characters
   BpeModel bpe_;
   AddedTokens added_;
   Normalizer normalizer_;
   PreTokenizer pretokenizer_;
+  std::size_t prefix_spaces_ = 0;
   std::vector<std::int32_t> prefix_, suffix_;  // what add_special adds
   NamedTokens named_;
   std::string chat_template_;

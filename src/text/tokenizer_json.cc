@@ -22,9 +22,6 @@ void refuse_model_options(const json& model, const std::string& where) {
     if (!value.is_null() && value != "")
       throw bad_input(std::string("\"") + name + "\" is not supported", where, kUseByteLevel);
   }
-  if (json_flag(model, "byte_fallback", false, where)) {
-    throw bad_input("\"byte_fallback\" is not supported", where, kUseByteLevel);
-  }
 }
 
 std::pair<std::string, std::string> parse_merge(const json& merge, const std::string& where) {
@@ -36,7 +33,7 @@ std::pair<std::string, std::string> parse_merge(const json& merge, const std::st
   } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
     parts = {merge[0].get<std::string>(), merge[1].get<std::string>()};
   }
-  // Neither part can be empty or hold a space: the byte-level alphabet has none.
+  // Neither part can be empty or hold a space: in both alphabets a space is spelled otherwise.
   if (parts.first.empty() || parts.second.empty() || (parts.first + parts.second).find(' ') != std::string::npos) {
     throw bad_input("a merge is not a pair of byte-level tokens: " + merge.dump(-1, ' ', true), where, kUseByteLevel);
   }
@@ -111,6 +108,7 @@ Vocabulary take_vocabulary(json& tokenizer, const std::string& file) {
   }
   refuse_model_options(model, where);
   Vocabulary result;
+  result.characters = json_flag(model, "byte_fallback", false, where);
   result.fuse_unk = json_flag(model, "fuse_unk", false, where);
   result.ignore_merges = json_flag(model, "ignore_merges", false, where);
   if (!json_member(model, "unk_token", where).is_null()) result.unk_token = json_text(model, "unk_token", where);
@@ -148,13 +146,40 @@ SpecialFrame parse_post_processor(const json& spec, const std::string& file) {
   return frame;
 }
 
-void check_decoder(const json& spec, const std::string& file) {
-  const std::string where = file + ": decoder";
+namespace {
+
+/// Replace "▁" by " ", ByteFallback, Fuse, Strip, in this order, the last one optional.
+std::size_t parse_character_decoder(const json& spec, const std::string& where) {
   const std::string type = json_text(spec, "type", where);
-  if (type == "ByteLevel") return;
+  if (type != "Sequence") throw bad_input("the decoder \"" + type + "\" is not supported with byte_fallback", where);
+  std::size_t strip = 0;
+  for (const json& part : json_array(spec, "decoders", where)) {
+    const std::string name = json_text(part, "type", where);
+    if (name == "ByteFallback" || name == "Fuse") continue;
+    if (name == "Replace" && json_text(json_object(part, "pattern", where), "String", where) == "\xE2\x96\x81" &&
+        json_text(part, "content", where) == " ")
+      continue;
+    const json& start = json_member(part, "start", where);
+    if (name == "Strip" && json_text(part, "content", where) == " " && start.is_number_integer() && start >= 0 &&
+        start <= 1 && json_member(part, "stop", where) == 0) {
+      strip = start.get<std::size_t>();
+      continue;
+    }
+    throw bad_input("the decoder \"" + name + "\" is not supported with these options", where);
+  }
+  return strip;
+}
+
+}  // namespace
+
+std::size_t parse_decoder(const json& spec, bool characters, const std::string& file) {
+  const std::string where = file + ": decoder";
+  if (characters) return parse_character_decoder(spec, where);
+  const std::string type = json_text(spec, "type", where);
+  if (type == "ByteLevel") return 0;
   if (type == "Sequence") {
     const json& parts = json_array(spec, "decoders", where);
-    if (parts.size() == 1 && json_text(parts[0], "type", where) == "ByteLevel") return;
+    if (parts.size() == 1 && json_text(parts[0], "type", where) == "ByteLevel") return 0;
   }
   throw bad_input("the decoder \"" + type + "\" is not supported (ByteLevel is)", where, kUseByteLevel);
 }

@@ -16,7 +16,7 @@ struct GgufTokenizer;
 nlohmann::json parse_model_json(const std::string& text, const std::string& where);
 
 /// Moves vocabulary and merges out of a tokenizer.json, which keeps the rest. Throws Error(bad_input) for anything
-/// but a deterministic byte-level BPE.
+/// but a deterministic BPE, byte-level or with byte_fallback.
 Vocabulary take_vocabulary(nlohmann::json& tokenizer, const std::string& where);
 /// The inverse, for writing; merges are pairs of ids.
 void put_vocabulary(nlohmann::json& tokenizer, const BpeModel& bpe, const std::vector<std::string>& spellings);
@@ -31,8 +31,9 @@ struct SpecialFrame {
 };
 SpecialFrame parse_post_processor(const nlohmann::json& spec, const std::string& where);
 
-/// Throws Error(bad_input) unless it is ByteLevel.
-void check_decoder(const nlohmann::json& spec, const std::string& where);
+/// Spaces that the decoder takes off the beginning of a text. Throws Error(bad_input) unless it is ByteLevel, or, where
+/// symbols are characters, what SentencePiece models have: Replace "▁", ByteFallback, Fuse, Strip.
+std::size_t parse_decoder(const nlohmann::json& spec, bool characters, const std::string& where);
 
 /// tokenizer_config.json's text of e.g. "bos_token": a string, or an object with "content"; nothing if absent.
 std::optional<std::string> config_token(const nlohmann::json& config, const char* name, const std::string& where);

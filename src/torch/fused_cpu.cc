@@ -79,6 +79,27 @@ SPEAR_INLINE void swiglu_backward_impl(std::int64_t count, const T* gate, const 
   }
 }
 
+// gelu(x) = x sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x³), which is its tanh formula.
+constexpr float kGeluSlope = 1.5957691216057308F, kGeluCubic = 0.044715F;
+
+template <class T>
+SPEAR_INLINE void geglu_forward_impl(std::int64_t count, const T* gate, const T* up, T* out) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float g = load(gate[i]);
+    store(out[i], g * sigmoid(kGeluSlope * g * (1.0F + kGeluCubic * g * g)) * load(up[i]));
+  }
+}
+
+template <class T>
+SPEAR_INLINE void geglu_backward_impl(std::int64_t count, const T* gate, const T* up, const T* dy, T* dgate, T* dup) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float g = load(gate[i]), d = load(dy[i]), s = sigmoid(kGeluSlope * g * (1.0F + kGeluCubic * g * g));
+    const float slope = kGeluSlope * (1.0F + 3.0F * kGeluCubic * g * g);
+    store(dup[i], d * g * s);
+    store(dgate[i], d * load(up[i]) * s * (1.0F + g * slope * (1.0F - s)));
+  }
+}
+
 template <class T>
 SPEAR_INLINE void scale_forward_impl(std::int64_t rows, std::int64_t n, const T* y, const float* factor, T* out) {
   for (std::int64_t row = 0; row < rows; ++row, y += n, out += n) {
@@ -142,10 +163,9 @@ SPEAR_INLINE float dot(std::int64_t n, const float* a, const float* b) {
 }
 
 template <class T>
-SPEAR_INLINE void decode_attention_impl(std::int64_t groups, std::int64_t dim, std::int64_t seen, const T* q, const T* k,
-                                        const T* v, T* out, float* scratch) {
+SPEAR_INLINE void decode_attention_impl(std::int64_t groups, std::int64_t dim, std::int64_t seen, float scale, const T* q,
+                                        const T* k, const T* v, T* out, float* scratch) {
   float *query = scratch, *sum = query + groups * dim, *row = sum + groups * dim, *scores = row + dim;
-  const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
   for (std::int64_t i = 0; i < groups * dim; ++i) {
     query[i] = load(q[i]) * scale;
     sum[i] = 0;
@@ -191,11 +211,14 @@ SPEAR_INSTANTIATE(rms_norm_forward, FORWARD_NORM, (rows, n, eps, x, gain, out, i
 #define BACKWARD_NORM(T) (std::int64_t rows, std::int64_t n, const float* x, const float* gain, const float* inverse_rms, const T* dy, float* dx, float* dgain)
 SPEAR_INSTANTIATE(rms_norm_backward, BACKWARD_NORM, (rows, n, x, gain, inverse_rms, dy, dx, dgain))
 
-#define FORWARD_SWIGLU(T) (std::int64_t count, const T* gate, const T* up, T* out)
-SPEAR_INSTANTIATE(swiglu_forward, FORWARD_SWIGLU, (count, gate, up, out))
+#define FORWARD_GATED(T) (std::int64_t count, const T* gate, const T* up, T* out)
+SPEAR_INSTANTIATE(swiglu_forward, FORWARD_GATED, (count, gate, up, out))
 
-#define BACKWARD_SWIGLU(T) (std::int64_t count, const T* gate, const T* up, const T* dy, T* dgate, T* dup)
-SPEAR_INSTANTIATE(swiglu_backward, BACKWARD_SWIGLU, (count, gate, up, dy, dgate, dup))
+#define BACKWARD_GATED(T) (std::int64_t count, const T* gate, const T* up, const T* dy, T* dgate, T* dup)
+SPEAR_INSTANTIATE(swiglu_backward, BACKWARD_GATED, (count, gate, up, dy, dgate, dup))
+
+SPEAR_INSTANTIATE(geglu_forward, FORWARD_GATED, (count, gate, up, out))
+SPEAR_INSTANTIATE(geglu_backward, BACKWARD_GATED, (count, gate, up, dy, dgate, dup))
 
 #define FORWARD_SCALE(T) (std::int64_t rows, std::int64_t n, const T* y, const float* factor, T* out)
 SPEAR_INSTANTIATE(scale_forward, FORWARD_SCALE, (rows, n, y, factor, out))
@@ -206,8 +229,8 @@ SPEAR_INSTANTIATE(scale_backward, BACKWARD_SCALE, (rows, n, y, factor, dout, dy,
 #define ROTATE(T) (std::int64_t length, std::int64_t heads, std::int64_t dim, const float* cos, const float* sin, bool inverse, const T* x, T* out)
 SPEAR_INSTANTIATE(rotate, ROTATE, (length, heads, dim, cos, sin, inverse, x, out))
 
-#define DECODE_ATTENTION(T) (std::int64_t groups, std::int64_t dim, std::int64_t seen, const T* q, const T* k, const T* v, T* out, float* scratch)
-SPEAR_INSTANTIATE(decode_attention, DECODE_ATTENTION, (groups, dim, seen, q, k, v, out, scratch))
+#define DECODE_ATTENTION(T) (std::int64_t groups, std::int64_t dim, std::int64_t seen, float scale, const T* q, const T* k, const T* v, T* out, float* scratch)
+SPEAR_INSTANTIATE(decode_attention, DECODE_ATTENTION, (groups, dim, seen, scale, q, k, v, out, scratch))
 
 SPEAR_VECTOR_CLONES double kl_row(std::int64_t vocab, float* student, const float* teacher) {
   float max_s = student[0], max_t = teacher[0];

@@ -17,6 +17,10 @@ template <class T>
 void swiglu_forward(std::int64_t count, const T* gate, const T* up, T* out);
 template <class T>
 void swiglu_backward(std::int64_t count, const T* gate, const T* up, const T* dy, T* dgate, T* dup);
+template <class T>
+void geglu_forward(std::int64_t count, const T* gate, const T* up, T* out);
+template <class T>
+void geglu_backward(std::int64_t count, const T* gate, const T* up, const T* dy, T* dgate, T* dup);
 
 /// out = y ⊙ factor.
 template <class T>
@@ -30,11 +34,11 @@ template <class T>
 void rotate(std::int64_t length, std::int64_t heads, std::int64_t dim, const float* cos, const float* sin, bool inverse,
             const T* x, T* out);
 
-/// Attention of one position: the queries q [groups, dim] that share one head of keys and values [seen, dim]
-/// -> out [groups, dim]. scratch: decode_attention_scratch(...) floats.
+/// Attention of one position: the queries q [groups, dim] that share one head of keys and values [seen, dim],
+/// scores multiplied by `scale` -> out [groups, dim]. scratch: decode_attention_scratch(...) floats.
 template <class T>
-void decode_attention(std::int64_t groups, std::int64_t dim, std::int64_t seen, const T* q, const T* k, const T* v, T* out,
-                      float* scratch);
+void decode_attention(std::int64_t groups, std::int64_t dim, std::int64_t seen, float scale, const T* q, const T* k,
+                      const T* v, T* out, float* scratch);
 constexpr std::int64_t decode_attention_scratch(std::int64_t groups, std::int64_t dim, std::int64_t seen) {
   return (2 * groups + 1) * dim + groups * seen;
 }

@@ -72,7 +72,21 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
   }
 };
 
-class SwiGlu : public torch::autograd::Function<SwiGlu> {
+struct Swi {
+  template <class T>
+  static constexpr auto forward = fused::swiglu_forward<T>;
+  template <class T>
+  static constexpr auto backward = fused::swiglu_backward<T>;
+};
+struct Ge {
+  template <class T>
+  static constexpr auto forward = fused::geglu_forward<T>;
+  template <class T>
+  static constexpr auto backward = fused::geglu_backward<T>;
+};
+
+template <class Kernels>
+class GatedUnit : public torch::autograd::Function<GatedUnit<Kernels>> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
     const Tensor g = gate.contiguous(), u = up.contiguous();
@@ -80,7 +94,7 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
     by_type(out, [&](auto tag) {
       using T = decltype(tag);
       at::parallel_for(0, out.numel(), 1 << 14, [&](std::int64_t begin, std::int64_t end) {
-        fused::swiglu_forward<T>(end - begin, data<T>(g) + begin, data<T>(u) + begin, data<T>(out) + begin);
+        Kernels::template forward<T>(end - begin, data<T>(g) + begin, data<T>(u) + begin, data<T>(out) + begin);
       });
     });
     ctx->save_for_backward({g, u});
@@ -94,7 +108,7 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
     by_type(dy, [&](auto tag) {
       using T = decltype(tag);
       at::parallel_for(0, dy.numel(), 1 << 14, [&](std::int64_t begin, std::int64_t end) {
-        fused::swiglu_backward<T>(end - begin, data<T>(saved[0]) + begin, data<T>(saved[1]) + begin, data<T>(dy) + begin,
+        Kernels::template backward<T>(end - begin, data<T>(saved[0]) + begin, data<T>(saved[1]) + begin, data<T>(dy) + begin,
                                   data<T>(dgate) + begin, data<T>(dup) + begin);
       });
     });
@@ -174,7 +188,7 @@ std::int64_t query_block(const Tensor& query) { return query.is_cpu() ? 128 : 10
 
 /// One query per sequence, on the CPU: reads the cache in place. The general path would copy it and build kernels for
 /// every new length.
-Tensor decode_attention(const Tensor& query, const Tensor& key, const Tensor& value) {
+Tensor decode_attention(const Tensor& query, const Tensor& key, const Tensor& value, double scale) {
   const std::int64_t batch = query.size(0), heads = query.size(1), dim = query.size(3);
   const std::int64_t kv_heads = key.size(1), keys = key.size(2), groups = heads / kv_heads;
   const Tensor q = query.contiguous();
@@ -185,7 +199,7 @@ Tensor decode_attention(const Tensor& query, const Tensor& key, const Tensor& va
       std::vector<float> scratch(static_cast<std::size_t>(fused::decode_attention_scratch(groups, dim, keys)));
       for (std::int64_t i = begin; i < end; ++i) {
         const std::int64_t sequence = i / kv_heads, head = i % kv_heads;
-        fused::decode_attention<T>(groups, dim, keys, data<T>(q) + i * groups * dim,
+        fused::decode_attention<T>(groups, dim, keys, static_cast<float>(scale), data<T>(q) + i * groups * dim,
                                    data<T>(key) + sequence * key.stride(0) + head * key.stride(1),
                                    data<T>(value) + sequence * value.stride(0) + head * value.stride(1),
                                    data<T>(out) + i * groups * dim, scratch.data());
@@ -205,8 +219,13 @@ Tensor rms_norm(const Tensor& x, const Tensor& gain, double eps, torch::ScalarTy
 }
 
 Tensor swiglu(const Tensor& gate, const Tensor& up) {
-  if (gate.is_cpu()) return SwiGlu::apply(gate, up);
+  if (gate.is_cpu()) return GatedUnit<Swi>::apply(gate, up);
   return torch::silu(gate) * up;
+}
+
+Tensor geglu(const Tensor& gate, const Tensor& up) {
+  if (gate.is_cpu()) return GatedUnit<Ge>::apply(gate, up);
+  return torch::gelu(gate, "tanh") * up;
 }
 
 Tensor scale_columns(const Tensor& y, const Tensor& factor) {
@@ -221,27 +240,36 @@ Tensor rotate_heads(const Tensor& x, const Tensor& cos, const Tensor& sin) {
   return torch::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1).to(x.scalar_type());
 }
 
-Tensor causal_attention(const Tensor& query, const Tensor& key, const Tensor& value) {
+Tensor causal_attention(const Tensor& query, const Tensor& key, const Tensor& value, double scale, std::int64_t window) {
   const std::int64_t batch = query.size(0), heads = query.size(1), length = query.size(2), dim = query.size(3);
   const std::int64_t kv_heads = key.size(1), keys = key.size(2), groups = heads / kv_heads;
   const std::int64_t past = keys - length;
+  // The first key that the query at a position sees.
+  const auto first_key = [&](std::int64_t position) {
+    return window > 0 ? std::max<std::int64_t>(position + 1 - window, 0) : 0;
+  };
   if (length == 1 && query.is_cpu() && !torch::GradMode::is_enabled() && rows_contiguous(key) && rows_contiguous(value)) {
-    return decode_attention(query, key, value);
+    const std::int64_t first = first_key(past);
+    return decode_attention(query, key.narrow(2, first, keys - first), value.narrow(2, first, keys - first), scale);
   }
-  const auto q = (query * (1.0 / std::sqrt(static_cast<double>(dim)))).view({batch * kv_heads, groups, length, dim});
+  const auto q = (query * scale).view({batch * kv_heads, groups, length, dim});
   const auto k = key.reshape({batch * kv_heads, keys, dim});
   const auto v = value.reshape({batch * kv_heads, keys, dim});
   std::vector<Tensor> blocks;
   const std::int64_t block = query_block(query);
   for (std::int64_t begin = 0; begin < length; begin += block) {
-    const std::int64_t count = std::min(block, length - begin), seen = past + begin + count;
+    const std::int64_t count = std::min(block, length - begin), end = past + begin + count;
+    const std::int64_t first = first_key(past + begin), seen = end - first;
     auto scores = torch::bmm(q.narrow(2, begin, count).reshape({batch * kv_heads, groups * count, dim}),
-                             k.narrow(1, 0, seen).transpose(1, 2));
-    if (count > 1) {
-      const auto mask = torch::full({count, count}, -std::numeric_limits<double>::infinity(), scores.options()).triu(1);
-      scores.view({batch * kv_heads, groups, count, seen}).narrow(3, seen - count, count).add_(mask);
-    }
-    blocks.push_back(torch::bmm(torch::softmax(scores, -1), v.narrow(1, 0, seen)).view({batch, heads, count, dim}));
+                             k.narrow(1, first, seen).transpose(1, 2));
+    const auto by_query = scores.view({batch * kv_heads, groups, count, seen});
+    const auto barred = [&](std::int64_t columns) {
+      return torch::full({count, columns}, -std::numeric_limits<double>::infinity(), scores.options());
+    };
+    if (count > 1) by_query.narrow(3, seen - count, count).add_(barred(count).triu(1));
+    // Query i of the block does not see keys up to `window` before its own.
+    if (first_key(end - 1) > first) by_query.add_(barred(seen).tril(past + begin - window - first));
+    blocks.push_back(torch::bmm(torch::softmax(scores, -1), v.narrow(1, first, seen)).view({batch, heads, count, dim}));
   }
   const auto out = blocks.size() == 1 ? blocks[0] : torch::cat(blocks, 2);
   return out.transpose(1, 2).reshape({batch * length, heads * dim});

@@ -74,6 +74,7 @@ TorchCompensator to_torch(const Compensator& c) {
 
 Stream<TorchOps> TorchOps::embed(Batch& batch, NormId gain) {
   auto residual = model_.weights_.embed_tokens.index_select(0, batch.tokens.reshape({-1}));
+  if (const double scale = model_.config().embedding_scale; scale != 1) residual = residual * scale;
   return {residual, rms_norm(residual, gain)};
 }
 
@@ -89,6 +90,7 @@ torch::Tensor TorchOps::linear(const torch::Tensor& x, ModuleId id, torch::Tenso
     }
     y = y + slot.compensator->correction(z, y.scalar_type());
   }
+  if (slot.bias.defined()) y = y + slot.bias.to(y.scalar_type());
   if (model_.on_linear) model_.on_linear(id, x, y);
   return y;
 }
@@ -98,10 +100,19 @@ torch::Tensor TorchOps::rms_norm(const torch::Tensor& x, NormId gain) {
                          model_.compute_);
 }
 
+torch::Tensor TorchOps::norm_heads(const torch::Tensor& x, NormId gain) {
+  const auto heads = x.to(torch::kFloat32).reshape({-1, model_.config().head_dim});
+  return rms_norm(heads, gain).view(x.sizes());
+}
+
 torch::Tensor TorchOps::attention(std::int64_t layer, torch::Tensor q, torch::Tensor k, torch::Tensor v, Batch& batch) {
   const ModelConfig& c = model_.config();
   const std::int64_t sequences = batch.tokens.size(0), length = batch.tokens.size(1), start = batch.start;
-  const auto& [cos, sin] = model_.rotary(start + length);
+  const auto& [cos, sin] = model_.rotary(c.is_local(layer), start + length);
+  if (c.qk_norm) {
+    q = norm_heads(q, NormId::of(layer, NormKind::q));
+    k = norm_heads(k, NormId::of(layer, NormKind::k));
+  }
   const auto heads = [&](const torch::Tensor& x, std::int64_t count) {
     return x.view({sequences, length, count, c.head_dim});
   };
@@ -120,15 +131,19 @@ torch::Tensor TorchOps::attention(std::int64_t layer, torch::Tensor q, torch::Te
     key = keys.narrow(2, 0, start + length);
     value = values.narrow(2, 0, start + length);
   }
-  return causal_attention(query, key, value);
+  return causal_attention(query, key, value, c.attention_scale(), c.window(layer));
 }
 
-torch::Tensor TorchOps::gated_act(const torch::Tensor& gate, const torch::Tensor& up) { return swiglu(gate, up); }
+torch::Tensor TorchOps::gated_act(const torch::Tensor& gate, const torch::Tensor& up) {
+  return model_.config().hidden_act == HiddenAct::silu ? swiglu(gate, up) : geglu(gate, up);
+}
 
-Stream<TorchOps> TorchOps::linear_tail(const torch::Tensor& y, ModuleId id, Stream<TorchOps> stream, NormId gain) {
+Stream<TorchOps> TorchOps::linear_tail(const torch::Tensor& y, const Tail& tail, Stream<TorchOps> stream) {
   torch::Tensor z, z_owner;
-  auto residual = stream.residual + linear(y, id, z, z_owner);
-  return {residual, rms_norm(residual, gain)};
+  auto out = linear(y, tail.linear, z, z_owner);
+  if (tail.output) out = rms_norm(out.to(torch::kFloat32), *tail.output);
+  auto residual = stream.residual + out;
+  return {residual, rms_norm(residual, tail.next)};
 }
 
 void TorchOps::observe(const char* name, std::int64_t layer, const torch::Tensor& value) {
@@ -142,11 +157,10 @@ TorchModel::TorchModel(const ModelWeights& weights, torch::Device device, torch:
   weights_.embed_tokens = to_torch(weights.embed_tokens).to(device);
   weights_.head = weights.lm_head.empty() ? weights_.embed_tokens : to_torch(weights.lm_head).to(device);
   for (const auto& layer : weights.layers) {
-    weights_.gains.push_back(to_torch(layer.input_layernorm).to(device));
-    weights_.gains.push_back(to_torch(layer.post_attention_layernorm).to(device));
     for (const auto& module : layer.linears) {
       TorchLinear slot;
       slot.weight = std::visit([](const auto& w) { return to_torch(w); }, module.weight).to(device, compute);
+      if (!module.bias.empty()) slot.bias = to_torch(module.bias).to(device);
       if (module.compensator) {
         slot.compensator = to_torch(*module.compensator);
         for (auto* part : {&slot.compensator->a, &slot.compensator->b, &slot.compensator->w1, &slot.compensator->b1,
@@ -157,20 +171,22 @@ TorchModel::TorchModel(const ModelWeights& weights, torch::Device device, torch:
       weights_.linears.push_back(std::move(slot));
     }
   }
-  weights_.gains.push_back(to_torch(weights.norm).to(device));
+  weights_.gains.resize(static_cast<std::size_t>(NormId::final(weights.config).index) + 1);
+  for (const NormId id : norms_of(weights.config)) {
+    weights_.gains[static_cast<std::size_t>(id.index)] = to_torch(weights.gain(id)).to(device);
+  }
 }
 
-const std::pair<torch::Tensor, torch::Tensor>& TorchModel::rotary(std::int64_t end) {
-  if (!rotary_.first.defined() || rotary_.first.size(0) < end) {
+const std::pair<torch::Tensor, torch::Tensor>& TorchModel::rotary(bool local, std::int64_t end) {
+  auto& tables = rotary_[local ? 1 : 0];
+  if (!tables.first.defined() || tables.first.size(0) < end) {
     torch::NoGradGuard no_grad;
-    const std::int64_t half = config().head_dim / 2;
     const std::int64_t positions = std::max<std::int64_t>(end, 512);
     const auto f64 = torch::TensorOptions().dtype(torch::kFloat64);
-    const auto frequency = torch::pow(config().rope_theta, -torch::arange(half, f64) / static_cast<double>(half));
-    const auto angle = torch::outer(torch::arange(positions, f64), frequency);
-    rotary_ = {angle.cos().to(device_, torch::kFloat32), angle.sin().to(device_, torch::kFloat32)};
+    const auto angle = torch::outer(torch::arange(positions, f64), torch::tensor(config().rope_frequencies(local), f64));
+    tables = {angle.cos().to(device_, torch::kFloat32), angle.sin().to(device_, torch::kFloat32)};
   }
-  return rotary_;
+  return tables;
 }
 
 std::unique_ptr<KvCache> TorchModel::make_cache(std::int64_t batch, std::int64_t capacity) {

@@ -5,6 +5,7 @@
 
 #include <torch/torch.h>
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -38,6 +39,7 @@ TorchCompensator to_torch(const Compensator& compensator);
 struct TorchLinear {
   torch::Tensor weight;      ///< [out, in], in the model's compute type
   torch::Tensor row_factor;  ///< [out] float32 that multiplies the rows of weight, if defined: row scales in training
+  torch::Tensor bias;        ///< [out] float32, if defined
   std::optional<TorchCompensator> compensator;
   std::shared_ptr<PackedWeight> packed;  ///< of `weight`, while a PackedInference lives
 };
@@ -47,7 +49,7 @@ struct TorchWeights {
   ModelConfig config;
   torch::Tensor embed_tokens;  ///< [vocab, hidden] float32
   torch::Tensor head;          ///< [vocab, hidden] float32; the same storage when tied
-  std::vector<torch::Tensor> gains;  ///< by NormId, float32
+  std::vector<torch::Tensor> gains;  ///< by NormId, float32; undefined where the model has none
   std::vector<TorchLinear> linears;  ///< by ModuleId
   std::shared_ptr<PackedWeight> packed_head;  ///< as TorchLinear::packed
 };
@@ -76,13 +78,15 @@ class TorchOps {
   }
   torch::Tensor attention(std::int64_t layer, torch::Tensor q, torch::Tensor k, torch::Tensor v, Batch& batch);
   torch::Tensor gated_act(const torch::Tensor& gate, const torch::Tensor& up);
-  Stream<TorchOps> linear_tail(const torch::Tensor& y, ModuleId id, Stream<TorchOps> stream, NormId gain);
+  Stream<TorchOps> linear_tail(const torch::Tensor& y, const Tail& tail, Stream<TorchOps> stream);
   void observe(const char* name, std::int64_t layer, const torch::Tensor& value);
 
  private:
   /// `z` is re-used while the A of `z_owner` is the module's A.
   torch::Tensor linear(const torch::Tensor& x, ModuleId id, torch::Tensor& z, torch::Tensor& z_owner);
   torch::Tensor rms_norm(const torch::Tensor& x, NormId gain);
+  /// Norm of each head, as q and k have it in some families; x [tokens, heads * head_dim].
+  torch::Tensor norm_heads(const torch::Tensor& x, NormId gain);
 
   TorchModel& model_;
 };
@@ -122,13 +126,13 @@ class TorchModel : public ForwardModel {
 
  private:
   friend class TorchOps;
-  /// Tables for positions [0, end).
-  const std::pair<torch::Tensor, torch::Tensor>& rotary(std::int64_t end);
+  /// Tables of local layers or the others for positions [0, end).
+  const std::pair<torch::Tensor, torch::Tensor>& rotary(bool local, std::int64_t end);
 
   TorchWeights weights_;
   torch::Device device_;
   torch::ScalarType compute_;
-  std::pair<torch::Tensor, torch::Tensor> rotary_;  ///< cos, sin: [positions, head_dim / 2] float32
+  std::array<std::pair<torch::Tensor, torch::Tensor>, 2> rotary_;  ///< by locality: cos, sin: [positions, head_dim / 2] float32
 };
 
 /// While it lives, linears and head of a bfloat16 model on the CPU use weights laid out once and for all: what many calls

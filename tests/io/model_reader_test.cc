@@ -78,13 +78,19 @@ TEST_F(HuggingFace, DamagedConfigNeverCrashes) {
 
 TEST_F(HuggingFace, OptionsThatChangeResultsAreRefusedByName) {
   EXPECT_NO_THROW(read(config_));
-  expect_option_refused("attention_bias", true);
-  expect_option_refused("mlp_bias", true);
+  for (const char* foreign : {"qkv_bias", "use_sliding_window", "use_bidirectional_attention"}) {
+    expect_option_refused(foreign, true);
+  }
+  for (const char* foreign : {"hidden_activation", "query_pre_attn_scalar", "rope_local_base_freq", "embedding_scale"}) {
+    expect_option_refused(foreign, 2);
+  }
   expect_option_refused("hidden_act", "gelu");
   expect_option_refused("sliding_window", 4096);
   expect_option_refused("partial_rotary_factor", 0.5);
   expect_option_refused("rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}});
-  expect_option_refused("rope_scaling", {{"type", "linear"}, {"factor", 2.0}});
+  expect_option_refused("rope_scaling", {{"type", "linear"}, {"factor", 0.5}});
+  expect_option_refused("rope_scaling", {{"type", "dynamic"}, {"factor", 2.0}});
+  expect_option_refused("rope_scaling", {{"rope_type", "linear"}, {"factor", 2.0}, {"beta_fast", 32}});
   expect_option_refused("rope_parameters", {{"rope_type", "yarn"}});
   expect_option_refused("rope_scaling", "linear");
   expect_option_refused("layer_types", {"full_attention", "sliding_attention"});
@@ -116,7 +122,7 @@ TEST_F(HuggingFace, NeutralOptionsAreAccepted) {
 }
 
 TEST_F(HuggingFace, OtherArchitecturesAreNamed) {
-  for (const char* type : {"gpt2", "qwen2", "mixtral"}) {
+  for (const char* type : {"gpt2", "gemma3", "mixtral"}) {
     json config = config_;
     config["model_type"] = type;
     expect_refused([&] { read(config); }, fmt::format("architecture \"{}\" is not supported", type));

@@ -73,13 +73,39 @@ TEST_P(AttentionTest, ChunkingDoesNotChangeABit) {
   }
 }
 
-TEST_P(AttentionTest, BatchesAndThreadsDoNotChangeABit) {
-  const AttentionShape shape{700, 6, 2, 20};
-  std::vector<AttentionInputs> in;
-  for (const std::int64_t length : {700, 40, 1, 300, 33}) {
-    in.push_back(random_inputs({length, 6, 2, 20}, 70 + static_cast<std::uint64_t>(length)));
+TEST_P(AttentionTest, WindowsAroundEveryEdge) {
+  for (const std::int64_t window : {1, 2, 15, 16, 31, 32, 33, 64, 100, 255, 256, 257, 300, 1000}) {
+    const AttentionInputs in = random_inputs({600, 6, 2, 20, window}, 90);
+    const auto expected = reference(in);
+    for (const KvCacheType type : kTypes) {
+      const auto whole = attend_alone(pool_, kernels_, in, type);
+      EXPECT_LT(relative_error(whole, expected), tolerance(type)) << name(type) << " " << window;
+      EXPECT_EQ(attend_alone(pool_, kernels_, in, type, {{33, 1, 1, 200, 7, 15, 256}}), whole) << name(type);
+    }
   }
+}
+
+TEST_P(AttentionTest, WhatLiesBeforeTheWindowIsNotSeen) {
+  AttentionInputs in = random_inputs({700, 2, 1, 8, 100}, 40);
   for (const KvCacheType type : kTypes) {
+    const auto before = attend_alone(pool_, kernels_, in, type);
+    AttentionInputs changed = in;
+    for (std::size_t i = 0; i < 300 * 8; ++i) changed.k[i] = changed.v[i] = 1e6F;
+    const auto after = attend_alone(pool_, kernels_, changed, type);
+    EXPECT_TRUE(std::equal(before.begin() + 399 * 16, before.end(), after.begin() + 399 * 16)) << name(type);
+    EXPECT_FALSE(std::equal(before.begin() + 398 * 16, before.begin() + 399 * 16, after.begin() + 398 * 16));
+  }
+}
+
+TEST_P(AttentionTest, BatchesAndThreadsDoNotChangeABit) {
+  for (const auto& [type, window] : std::vector<std::pair<KvCacheType, std::int64_t>>{
+           {KvCacheType::f32, 0}, {KvCacheType::bf16, 0}, {KvCacheType::int8, 0}, {KvCacheType::f32, 290},
+           {KvCacheType::bf16, 290}, {KvCacheType::int8, 290}}) {
+    const AttentionShape shape{700, 6, 2, 20, window};
+    std::vector<AttentionInputs> in;
+    for (const std::int64_t length : {700, 40, 1, 300, 33}) {
+      in.push_back(random_inputs({length, 6, 2, 20, window}, 70 + static_cast<std::uint64_t>(length)));
+    }
     for (const int threads : {1, 2, 3}) {
       ThreadPool pool(threads);
       PagedAttention run(pool, kernels_, shape, type, 64);

@@ -102,6 +102,53 @@ TEST(CpuModelTest, PartOfTheCompensatorsInTheOrderGiven) {
   }
 }
 
+TEST(CpuModelTest, EverythingThatFamiliesAdd) {
+  RandomModelOptions options;
+  options.layers = 3;
+  options.compensators = options.every_option = true;
+  const ModelWeights weights = random_model(options);
+  const auto tokens = random_tokens(2 * 41, 61, 9);
+  const auto expected = reference(weights, tokens, 2);
+  CpuModel model(weights);
+  EXPECT_LT(relative_error(hidden(model, tokens, 2), expected), kTolerance);
+  const auto cache = model.make_cache(2, 41);
+  std::vector<float> last;
+  for (const std::size_t length : {3U, 17U, 1U, 1U, 12U, 7U}) {
+    const auto first = static_cast<std::size_t>(cache->length());
+    std::vector<std::int32_t> part;
+    for (const std::size_t s : {0U, 1U}) {
+      const auto begin = tokens.begin() + static_cast<std::ptrdiff_t>(s * 41 + first);
+      part.insert(part.end(), begin, begin + static_cast<std::ptrdiff_t>(length));
+    }
+    last = hidden(model, part, 2, cache.get());
+  }
+  const std::vector<double> end(expected.begin() + 34 * 24, expected.begin() + 41 * 24);
+  EXPECT_LT(relative_error(std::span(last).first(7 * 24), end), kTolerance) << "from the cache";
+  // Each option is seen.
+  const auto error_with = [&](auto&& change) {
+    ModelWeights changed = weights;
+    change(changed);
+    CpuModel other(changed);
+    return relative_error(hidden(other, tokens, 2), expected);
+  };
+  const auto config_error = [&](auto&& change) { return error_with([&](ModelWeights& w) { change(w.config); }); };
+  EXPECT_GT(config_error([](ModelConfig& c) { c.sliding_window = 8; }), 1e-3);
+  EXPECT_GT(config_error([](ModelConfig& c) { c.local_layers[0] = false; }), 1e-3);
+  EXPECT_GT(config_error([](ModelConfig& c) { c.rope_local_theta = 0; }), 1e-3);
+  EXPECT_GT(config_error([](ModelConfig& c) { c.rope_scaling = {}; }), 1e-3);
+  EXPECT_GT(config_error([](ModelConfig& c) { c.query_pre_attn_scalar = 4; }), 1e-3);
+  EXPECT_GT(config_error([](ModelConfig& c) { c.hidden_act = HiddenAct::silu; }), 1e-3);
+  EXPECT_GT(config_error([](ModelConfig& c) { c.embedding_scale = 1; }), 1e-3);
+  EXPECT_GT(config_error([](ModelConfig& c) { c.output_norms = false; }), 1e-3);
+  EXPECT_GT(config_error([](ModelConfig& c) { c.qk_norm = false; }), 1e-3);
+  for (const auto kind : {LinearKind::q_proj, LinearKind::o_proj, LinearKind::up_proj, LinearKind::down_proj}) {
+    EXPECT_GT(error_with([&](ModelWeights& w) {
+                auto& bias = w.linear(ModuleId::of(1, kind)).bias;
+                bias = Tensor(DType::f32, bias.shape());
+              }), 1e-3) << static_cast<int>(kind);
+  }
+}
+
 TEST(CpuModelTest, CompensatorsAndTheirGates) {
   RandomModelOptions options;
   options.compensators = true;

@@ -37,7 +37,7 @@ TEST_P(ElementwiseTest, SiluMultiply) {
   for (const std::int64_t n : kSizes) {
     auto gate = random_floats(n, 3, 8.0);
     const auto up = random_floats(n, 4);
-    const auto expected = ref::gated_act(as_matrix(gate, 1, n), as_matrix(up, 1, n));
+    const auto expected = ref::gated_act(as_matrix(gate, 1, n), as_matrix(up, 1, n), HiddenAct::silu);
     gate.push_back(kGuard);
     kernels_.silu_multiply(gate.data(), up.data(), n);
     EXPECT_EQ(gate.back(), kGuard);
@@ -49,6 +49,28 @@ TEST_P(ElementwiseTest, SiluMultiply) {
   std::vector<float> extreme{200.0F, -200.0F, 0.0F, std::numeric_limits<float>::quiet_NaN()};
   const std::vector<float> ones(4, 1.0F);
   kernels_.silu_multiply(extreme.data(), ones.data(), 4);
+  EXPECT_EQ(extreme[0], 200.0F);
+  EXPECT_NEAR(extreme[1], 0.0F, 1e-30F);
+  EXPECT_EQ(extreme[2], 0.0F);
+  EXPECT_TRUE(std::isnan(extreme[3]));
+}
+
+TEST_P(ElementwiseTest, GeluMultiply) {
+  for (const std::int64_t n : kSizes) {
+    auto gate = random_floats(n, 3, 3.0);
+    const auto up = random_floats(n, 4);
+    const auto expected = ref::gated_act(as_matrix(gate, 1, n), as_matrix(up, 1, n), HiddenAct::gelu_tanh);
+    gate.push_back(kGuard);
+    kernels_.gelu_multiply(gate.data(), up.data(), n);
+    EXPECT_EQ(gate.back(), kGuard);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const double want = expected.at(0, i);
+      EXPECT_NEAR(gate[static_cast<std::size_t>(i)], want, 1e-5 * std::fabs(want) + 1e-12) << i;
+    }
+  }
+  std::vector<float> extreme{200.0F, -200.0F, 0.0F, std::numeric_limits<float>::quiet_NaN()};
+  const std::vector<float> ones(4, 1.0F);
+  kernels_.gelu_multiply(extreme.data(), ones.data(), 4);
   EXPECT_EQ(extreme[0], 200.0F);
   EXPECT_NEAR(extreme[1], 0.0F, 1e-30F);
   EXPECT_EQ(extreme[2], 0.0F);

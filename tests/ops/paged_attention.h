@@ -14,6 +14,7 @@ namespace spear::testing {
 
 struct AttentionShape {
   std::int64_t length, heads, kv_heads, head_dim;
+  std::int64_t window = 0;  ///< 0: none
 };
 
 inline ModelConfig config_of(const AttentionShape& shape) {
@@ -22,6 +23,9 @@ inline ModelConfig config_of(const AttentionShape& shape) {
   config.num_key_value_heads = shape.kv_heads;
   config.head_dim = shape.head_dim;
   config.rope_theta = 10000.0;
+  config.num_hidden_layers = 1;
+  config.sliding_window = shape.window;
+  if (shape.window > 0) config.local_layers = {true};
   return config;
 }
 
@@ -41,9 +45,11 @@ inline std::vector<double> reference(const AttentionInputs& in) {
   const AttentionShape& s = in.shape;
   auto q = as_matrix(in.q, s.length, s.heads * s.head_dim);
   auto k = as_matrix(in.k, s.length, s.kv_heads * s.head_dim);
-  ref::rotate(q, s.head_dim, 10000.0, 0, s.length);
-  ref::rotate(k, s.head_dim, 10000.0, 0, s.length);
-  return ref::attention(q, k, as_matrix(in.v, s.length, s.kv_heads * s.head_dim), s.length, s.head_dim).values;
+  const ModelConfig config = config_of(s);
+  ref::rotate(q, s.head_dim, config.rope_frequencies(true), 0, s.length);
+  ref::rotate(k, s.head_dim, config.rope_frequencies(true), 0, s.length);
+  return ref::attention(q, k, as_matrix(in.v, s.length, s.kv_heads * s.head_dim), s.length, s.head_dim,
+                        config.attention_scale(), s.window).values;
 }
 
 /// Sequences of one shape (but for the length) in one cache, advanced step by step.

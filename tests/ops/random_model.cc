@@ -56,6 +56,23 @@ Compensator random_compensator(std::int64_t rank, std::int64_t gate_rows, std::i
   return c;
 }
 
+namespace {
+
+void add_every_option(ModelConfig& config) {
+  config.rope_theta = 1e5;
+  config.rope_scaling = {RopeScaling::Type::llama3, 8, 1, 4, 32};
+  config.rope_local_theta = 500;
+  config.sliding_window = 7;
+  config.local_layers.assign(static_cast<std::size_t>(config.num_hidden_layers), true);
+  config.local_layers.back() = false;
+  config.query_pre_attn_scalar = 3;
+  config.hidden_act = HiddenAct::gelu_tanh;
+  config.embedding_scale = 1.75;
+  config.qkv_bias = config.o_bias = config.mlp_bias = config.qk_norm = config.output_norms = true;
+}
+
+}  // namespace
+
 ModelWeights random_model(const RandomModelOptions& o) {
   ModelWeights weights;
   ModelConfig& config = weights.config;
@@ -68,22 +85,22 @@ ModelWeights random_model(const RandomModelOptions& o) {
   config.vocab_size = o.vocabulary;
   config.max_position_embeddings = 128;
   config.tie_word_embeddings = o.tied;
+  if (o.every_option) add_every_option(config);
   std::uint64_t seed = o.seed * 1000;
   const auto dense = [&](Shape shape, double scale) {
     return Tensor::from_floats(shape, random_floats(element_count(shape), ++seed, scale)).to(o.dense);
   };
-  const auto gain = [&] {
-    auto values = random_floats(o.hidden, ++seed, 0.2);
+  const auto gain = [&](std::int64_t size) {
+    auto values = random_floats(size, ++seed, 0.2);
     for (float& value : values) value += 1.0F;
-    return Tensor::from_floats({o.hidden}, values);
+    return Tensor::from_floats({size}, values);
   };
   weights.embed_tokens = dense({o.vocabulary, o.hidden}, 1.0);
   if (!o.tied) weights.lm_head = dense({o.vocabulary, o.hidden}, 1.0);
-  weights.norm = gain();
   weights.layers.resize(static_cast<std::size_t>(o.layers));
-  for (auto& layer : weights.layers) {
-    layer.input_layernorm = gain();
-    layer.post_attention_layernorm = gain();
+  weights.norm = gain(o.hidden);
+  for (const NormId id : norms_of(config)) {
+    if (id != NormId::final(config)) weights.gain(id) = gain(norm_size(config, id));
   }
   std::map<int, std::shared_ptr<const CompensatorInput>> shared;
   for (int index = 0; index < module_count(config); ++index) {
@@ -96,6 +113,7 @@ ModelWeights random_model(const RandomModelOptions& o) {
     } else {
       module.weight = dense({rows, cols}, size);
     }
+    if (has_bias(config, id.kind())) module.bias = Tensor::from_floats({rows}, random_floats(rows, ++seed, 0.3));
     if (!o.compensators || id.kind() == LinearKind::k_proj) continue;
     auto& a = shared[id.input_group().index];
     if (!a) a = random_input(5, cols, ++seed);

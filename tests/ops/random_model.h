@@ -25,6 +25,9 @@ struct RandomModelOptions {
   W4Scheme scheme;
   bool tied = true;
   bool compensators = false;  ///< on every module but k; q, v and gate, up share an A; every second has a gate
+  /// All that families add at once: biases, norms of q, k and outputs, GeLU, local layers with a rotation of their own
+  /// (all but the last), Llama 3's scaling, factors of scores and embeddings.
+  bool every_option = false;
   std::uint64_t seed = 1;
 };
 ModelWeights random_model(const RandomModelOptions& options = {});

@@ -12,7 +12,7 @@ using nlohmann::json;
 std::vector<std::string> split(const PreTokenizer& pretokenizer, std::string_view text) {
   std::deque<std::string> storage;
   std::vector<std::string> pieces;
-  for (const std::string_view piece : pretokenizer.split(text, storage)) pieces.emplace_back(piece);
+  for (const std::string_view piece : pretokenizer.split(text, true, storage)) pieces.emplace_back(piece);
   return pieces;
 }
 
@@ -21,6 +21,7 @@ PreTokenizer with_regex(const std::string& pattern) {
            {"pretokenizers",
             {{{"type", "Split"}, {"pattern", {{"Regex", pattern}}}, {"behavior", "Isolated"}, {"invert", false}},
              {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}},
+          false,
           "test"};
 }
 
@@ -33,7 +34,7 @@ TEST(PreTokenizer, DividesLikeTokenizers) {
         {{"type", "Split"}, {"pattern", {{"String", "e"}}}, {"behavior", "Isolated"}, {"invert", false}},
         {{"type", "ByteLevel"}, {"add_prefix_space", true}}}}};
   for (const auto& [name, all_lengths] : golden.items()) {
-    const PreTokenizer pretokenizer(name == "prefix" ? prefix : pretokenizer_of_gguf(name, "test"), "test");
+    const PreTokenizer pretokenizer(name == "prefix" ? prefix : pretokenizer_of_gguf(name, "test"), false, "test");
     ASSERT_EQ(all_lengths.size(), (lines.size() + 1) / 2);
     for (std::size_t i = 0; i < all_lengths.size(); ++i) {
       const std::string line = lines[2 * i];
@@ -46,7 +47,7 @@ TEST(PreTokenizer, DividesLikeTokenizers) {
 
 TEST(PreTokenizer, RefusesByName) {
   const auto refused = [](const json& spec, const std::string& part) {
-    expect_refused([&] { PreTokenizer(spec, "f"); }, part);
+    expect_refused([&] { PreTokenizer(spec, false, "f"); }, part);
   };
   refused({{"type", "Metaspace"}}, "\"Metaspace\" is not supported");
   refused({{"type", "Digits"}, {"individual_digits", true}}, "no ByteLevel");
@@ -60,7 +61,7 @@ TEST(PreTokenizer, RefusesByName) {
   for (int i = 0; i < 20; ++i) nested = {{"type", "Sequence"}, {"pretokenizers", {nested}}};
   refused(nested, "nested too deeply");
   expect_refused([] { pretokenizer_of_gguf("dbrx", "f"); }, "\"dbrx\"");
-  expect_refused([] { Normalizer(json{{"type", "Lowercase"}}, "f"); }, "\"Lowercase\"");
+  expect_refused([] { Normalizer(json{{"type", "BertNormalizer"}}, "f"); }, "\"BertNormalizer\"");
 }
 
 TEST(Regex, RefusesWhatPcre2WouldReadDifferently) {
@@ -80,7 +81,7 @@ TEST(Regex, EmptyMatchesDivideToo) {
 }
 
 TEST(Regex, LongTextsNeedNoStack) {
-  const PreTokenizer pretokenizer(pretokenizer_of_gguf("llama-bpe", "test"), "test");
+  const PreTokenizer pretokenizer(pretokenizer_of_gguf("llama-bpe", "test"), false, "test");
   for (const char* unit : {"a", " ", "\n", "!", "1", "漢", "' "}) {
     std::string text;
     while (text.size() < (1u << 20)) text += unit;
@@ -104,7 +105,7 @@ TEST(Regex, DeepRecursionFallsBackToTheInterpreter) {
 }
 
 TEST(Regex, ThreadsHaveTheirOwnStacks) {
-  const PreTokenizer pretokenizer(pretokenizer_of_gguf("smollm", "test"), "test");
+  const PreTokenizer pretokenizer(pretokenizer_of_gguf("smollm", "test"), false, "test");
   std::vector<std::size_t> counts(4);
   std::vector<std::thread> threads;
   for (std::size_t i = 0; i < counts.size(); ++i) {

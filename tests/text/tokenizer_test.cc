@@ -161,7 +161,7 @@ TEST(TokenizerHostile, RefusesByName) {
   expect_spec_refused("/model/dropout", 0.1, "dropout");
   expect_spec_refused("/model/continuing_subword_prefix", "##", "continuing_subword_prefix");
   expect_spec_refused("/model/end_of_word_suffix", "</w>", "end_of_word_suffix");
-  expect_spec_refused("/model/byte_fallback", true, "byte_fallback");
+  expect_spec_refused("/model/byte_fallback", true, "beside byte_fallback");
   expect_spec_refused("/model/unk_token", "<none>", "unk_token \"<none>\"");
   expect_spec_refused("/model/fuse_unk", "yes", "\"fuse_unk\" must be true or false");
   expect_spec_refused("/model/vocab", json::array(), "\"vocab\" must be an object");
@@ -184,7 +184,7 @@ TEST(TokenizerHostile, RefusesByName) {
   expect_spec_refused("/added_tokens/0/content", "", "no text");
   expect_spec_refused("/added_tokens/0/single_word", true, "single_word");
   expect_spec_refused("/added_tokens/1/content", "<|endoftext|>", "listed twice");
-  expect_spec_refused("/normalizer", {{"type", "NFKC"}}, "\"NFKC\"");
+  expect_spec_refused("/normalizer", {{"type", "Precompiled"}}, "\"Precompiled\"");
   expect_spec_refused("/pre_tokenizer", nullptr, "ByteLevel");
   expect_spec_refused("/decoder", {{"type", "WordPiece"}}, "\"WordPiece\"");
   expect_spec_refused("/decoder", nullptr, "an object");
@@ -282,7 +282,13 @@ TEST(TokenizerGguf, RefusesByName) {
     change(gguf);
     expect_refused([&] { Tokenizer::from_gguf(gguf, "f.gguf"); }, part);
   };
-  refused([](auto& g) { g.model = "llama"; }, "\"llama\"");
+  refused([](auto& g) { g.model = "t5"; }, "\"t5\"");
+  refused(
+      [](auto& g) {
+        g.model = "llama";
+        g.scores.clear();
+      },
+      "without scores");
   refused([](auto& g) { g.pre = "chatglm-bpe"; }, "\"chatglm-bpe\"");
   refused([](auto& g) { g.pre.clear(); }, "smollm, gpt-2, llama-bpe, qwen2");
   refused([](auto& g) { g.merges[3] = "nope nope"; }, "not in the vocabulary");

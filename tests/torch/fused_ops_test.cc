@@ -73,6 +73,18 @@ TEST(FusedOpsTest, SwiGlu) {
   EXPECT_LT(distance(swiglu(transposed[0], transposed[1]), composed(inputs).t()), kFloat32) << "not contiguous";
 }
 
+TEST(FusedOpsTest, GeGlu) {
+  const auto composed = [](const auto& in) {
+    const auto& x = in[0];
+    return 0.5 * x * (1 + torch::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))) * in[1];
+  };
+  const auto fused = [](const auto& in) { return geglu(in[0], in[1]); };
+  const std::vector<Tensor> inputs = {random_tensor({301, 67}, 3, 3.0), random_tensor({301, 67}, 4)};
+  EXPECT_LT(largest_difference(fused, composed, inputs), kFloat32);
+  EXPECT_LT(largest_difference(fused, composed, {inputs[0].to(torch::kBFloat16), inputs[1].to(torch::kBFloat16)}),
+            kBFloat16);
+}
+
 TEST(FusedOpsTest, ScaleColumnsRoundsOnce) {
   const std::vector<Tensor> inputs = {random_tensor({300, 21}, 5), random_tensor({21}, 6)};
   const auto composed = [](const auto& in) { return in[0] * in[1]; };
@@ -105,27 +117,31 @@ TEST(FusedOpsTest, RotateHeads) {
 }
 
 /// Attention by the definition: one softmax over all keys, future ones at minus infinity.
-Tensor composed_attention(const Tensor& q, const Tensor& k, const Tensor& v) {
+Tensor composed_attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, std::int64_t window = 0) {
   const std::int64_t groups = q.size(1) / k.size(1), length = q.size(2), keys = k.size(2);
   const auto kk = k.repeat_interleave(groups, 1), vv = v.repeat_interleave(groups, 1);
-  auto scores = torch::matmul(q, kk.transpose(-1, -2)) / std::sqrt(static_cast<double>(q.size(3)));
-  const auto future = torch::ones({length, keys}, torch::kBool).triu(keys - length + 1);
+  auto scores = torch::matmul(q, kk.transpose(-1, -2)) * scale;
+  auto future = torch::ones({length, keys}, torch::kBool).triu(keys - length + 1);
+  if (window > 0) future = future | torch::ones({length, keys}, torch::kBool).tril(keys - length - window);
   scores = scores.masked_fill(future, -std::numeric_limits<double>::infinity());
   return torch::matmul(torch::softmax(scores, -1), vv).transpose(1, 2).reshape({q.size(0) * length, -1});
 }
 
 TEST(FusedOpsTest, CausalAttention) {
-  const auto fused = [](const auto& in) { return causal_attention(in[0], in[1], in[2]); };
-  const auto composed = [](const auto& in) { return composed_attention(in[0], in[1], in[2]); };
   struct Case {
-    std::int64_t heads, kv_heads, length, keys;
+    std::int64_t heads, kv_heads, length, keys, window = 0;
   };
   // One block, several blocks with a rest, one query behind a cache, a chunk behind a cache.
-  for (const Case c : {Case{4, 2, 19, 19}, Case{3, 3, 290, 290}, Case{6, 2, 1, 33}, Case{2, 1, 150, 170}}) {
+  for (const Case c : {Case{4, 2, 19, 19}, Case{3, 3, 290, 290}, Case{6, 2, 1, 33}, Case{2, 1, 150, 170},
+                       Case{4, 2, 19, 19, 5}, Case{3, 3, 290, 290, 1}, Case{2, 1, 290, 290, 40}, Case{2, 2, 290, 290, 140},
+                       Case{6, 2, 1, 33, 7}, Case{2, 1, 150, 170, 10}, Case{2, 1, 150, 170, 165}, Case{2, 1, 9, 9, 9}}) {
+    const auto fused = [&](const auto& in) { return causal_attention(in[0], in[1], in[2], 0.3, c.window); };
+    const auto composed = [&](const auto& in) { return composed_attention(in[0], in[1], in[2], 0.3, c.window); };
     const std::vector<Tensor> inputs = {random_tensor({2, c.heads, c.length, 8}, 9, 2.0),
                                         random_tensor({2, c.kv_heads, c.keys, 8}, 10, 2.0),
                                         random_tensor({2, c.kv_heads, c.keys, 8}, 11)};
-    EXPECT_LT(largest_difference(fused, composed, inputs), 5e-6) << c.heads << " heads, " << c.length << " queries";
+    EXPECT_LT(largest_difference(fused, composed, inputs), 5e-6)
+        << c.heads << " heads, " << c.length << " queries, window " << c.window;
   }
 }
 
@@ -139,10 +155,13 @@ TEST(FusedOpsTest, AttentionOfOnePositionReadsTheCacheInPlace) {
       cache_k.narrow(2, keys, 40 - keys).fill_(NAN);
       cache_v.narrow(2, keys, 40 - keys).fill_(NAN);
       const auto k = cache_k.narrow(2, 0, keys), v = cache_v.narrow(2, 0, keys);
-      const auto expected = composed_attention(query.to(torch::kFloat64), k.to(torch::kFloat64), v.to(torch::kFloat64));
-      const auto got = causal_attention(query, k, v);
-      EXPECT_EQ(got.scalar_type(), type);
-      EXPECT_LT(distance(got.to(torch::kFloat64), expected), type == torch::kFloat32 ? 5e-6 : kBFloat16) << keys;
+      for (const std::int64_t window : {0, 1, 15}) {
+        const auto expected = composed_attention(query.to(torch::kFloat64), k.to(torch::kFloat64), v.to(torch::kFloat64),
+                                                 0.25, window);
+        const auto got = causal_attention(query, k, v, 0.25, window);
+        EXPECT_EQ(got.scalar_type(), type);
+        EXPECT_LT(distance(got.to(torch::kFloat64), expected), type == torch::kFloat32 ? 5e-6 : kBFloat16) << keys;
+      }
     }
   }
 }

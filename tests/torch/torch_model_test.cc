@@ -3,15 +3,11 @@
 
 #include <gtest/gtest.h>
 
-#include <cfloat>
 #include <cmath>
-#include <filesystem>
 
 #include "base/error.h"
-#include "io/model_reader.h"
-#include "io/safetensors.h"
-#include "ops/comparison.h"
 #include "ops/cpu_model.h"
+#include "ops/golden.h"
 #include "torch/fused_ops.h"
 #include "torch/tensors.h"
 
@@ -19,55 +15,20 @@ namespace spear {
 namespace {
 
 using testing::distance;
+using testing::Golden;
+using testing::logits_of;
 using testing::random_model;
 using testing::random_tokens;
 using testing::RandomModelOptions;
 using testing::relative_error;
 
-/// Rounding of float32 sums of k terms, accumulated along the linears that a token passes (four per layer, head,
-/// norms).
-double tolerance(const ModelConfig& config) {
-  const double k = static_cast<double>(std::max(config.hidden_size, config.intermediate_size));
-  return FLT_EPSILON * std::sqrt(k) * (4.0 * static_cast<double>(config.num_hidden_layers) + 2.0);
-}
+double tolerance(const ModelConfig& config) { return testing::golden_tolerance(config); }
 
-struct Golden {
-  ModelWeights weights;
-  std::vector<std::int32_t> tokens;
-  std::vector<double> logits;
-  std::int64_t batch = 0, length = 0;
-};
-
-Golden read_golden(const std::string& name) {
-  const auto folder = std::filesystem::path(SPEAR_TEST_DATA) / "llama-golden" / name;
-  Golden out;
-  out.weights = read_model(folder);
-  const auto file = read_safetensors(folder / "golden.tensors");
-  out.tokens = to_vector<std::int32_t>(file.tensors.at("tokens"));
-  const auto logits = file.tensors.at("logits").to_floats();
-  out.logits.assign(logits.begin(), logits.end());
-  out.batch = file.tensors.at("tokens").dim(0);
-  out.length = file.tensors.at("tokens").dim(1);
-  return out;
-}
-
-std::vector<float> logits_of(ForwardModel& model, const Golden& golden) {
-  const auto hidden = model.hidden_states({golden.tokens, golden.batch, golden.length}, nullptr);
-  std::vector<float> out(golden.logits.size());
-  model.logits(hidden, out);
-  return out;
-}
+Golden read_golden(const std::string& name) { return testing::read_golden("llama-golden/" + name); }
 
 std::vector<float> torch_logits(const ModelWeights& weights, const Golden& golden) {
   TorchModel model(weights, torch::kCPU, torch::kFloat32);
   return logits_of(model, golden);
-}
-
-std::vector<float> reference_logits(const Golden& golden) {
-  RefOps ops(golden.weights);
-  TokenBatch batch{golden.tokens, golden.batch, golden.length};
-  const auto out = ref::linear(transformer(ops, golden.weights.config, batch), ref::dequantize(golden.weights.head()));
-  return {out.values.begin(), out.values.end()};
 }
 
 constexpr const char* kGoldens[] = {"tied", "untied", "wide"};
@@ -79,7 +40,14 @@ TEST(GoldenLogitsTest, EveryPlaneAgreesWithTransformers) {
     CpuModel cpu(golden.weights);
     EXPECT_LT(relative_error(torch_logits(golden.weights, golden), golden.logits), allowed) << name << ", torch plane";
     EXPECT_LT(relative_error(logits_of(cpu, golden), golden.logits), allowed) << name << ", online plane";
-    EXPECT_LT(relative_error(reference_logits(golden), golden.logits), allowed) << name << ", reference backend";
+    EXPECT_LT(relative_error(testing::reference_logits(golden.weights, golden), golden.logits), allowed) << name << ", reference backend";
+  }
+}
+
+TEST(GoldenLogitsTest, EveryFamilyAgreesWithTransformers) {
+  for (const std::string name : testing::kFamilyGoldens) {
+    const Golden golden = testing::read_golden("family-golden/" + name);
+    EXPECT_LT(relative_error(torch_logits(golden.weights, golden), golden.logits), tolerance(golden.weights.config)) << name;
   }
 }
 
@@ -118,9 +86,10 @@ TEST(GoldenLogitsTest, PlantedFaultsAreSeen) {
   }
 }
 
-ModelWeights compensated_model(const W4Scheme& scheme = {}) {
+ModelWeights compensated_model(const W4Scheme& scheme = {}, bool every_option = false) {
   RandomModelOptions options;
   options.compensators = true;
+  options.every_option = every_option;
   options.scheme = scheme;
   return random_model(options);
 }
@@ -133,7 +102,7 @@ std::vector<float> torch_hidden(const ModelWeights& weights, std::span<const std
 TEST(TorchModelTest, AgreesWithTheOtherPlanesOnGatedCompensatorsWithSharedA) {
   const auto tokens = random_tokens(2 * 31, 61, 1);
   for (const char* scheme : {"w4-channel-sym", "w4-g32-asym"}) {
-    const ModelWeights weights = compensated_model(parse_scheme(scheme));
+    const ModelWeights weights = compensated_model(parse_scheme(scheme), scheme == std::string("w4-g32-asym"));
     const double allowed = tolerance(weights.config);
     const auto found = torch_hidden(weights, tokens, 2);
     RefOps ops(weights);
@@ -158,8 +127,7 @@ TEST(TorchModelTest, AgreesWithTheOtherPlanesOnGatedCompensatorsWithSharedA) {
   }
 }
 
-TEST(TorchModelTest, ACacheFilledBitByBitEqualsTheWhole) {
-  const ModelWeights weights = compensated_model();
+void expect_cache_equals_the_whole(const ModelWeights& weights) {
   // Past position 512 the rotary tables grow; chunks longer than a block of queries.
   const std::int64_t length = 530;
   const auto tokens = random_tokens(2 * length, 61, 2);
@@ -175,6 +143,11 @@ TEST(TorchModelTest, ACacheFilledBitByBitEqualsTheWhole) {
   EXPECT_EQ(cache->length(), length);
   EXPECT_LT(distance(torch::cat(parts, 1), whole), tolerance(weights.config));
   EXPECT_THROW(model.hidden(all.narrow(1, 0, 1), cache.get()), Error);
+}
+
+TEST(TorchModelTest, ACacheFilledBitByBitEqualsTheWhole) {
+  expect_cache_equals_the_whole(compensated_model());
+  expect_cache_equals_the_whole(compensated_model({}, true));
 }
 
 TEST(TorchModelTest, AnUnchangedPrefixIsReused) {
@@ -226,11 +199,13 @@ double kl_against(TorchModel& model, const torch::Tensor& tokens, const torch::T
   return (log_t.exp() * (log_t - log_s)).sum().item<double>();
 }
 
-TEST(TorchModelTest, GradientsOfEverySlotMatchFiniteDifferences) {
-  TorchModel model(compensated_model(), torch::kCPU, torch::kFloat32);
+void expect_gradients_match_finite_differences(const ModelWeights& weights) {
+  TorchModel model(weights, torch::kCPU, torch::kFloat32);
   const auto tokens = model.token_tensor({random_tokens(22, 61, 5), 2, 11});
   std::vector<torch::Tensor*> slots;
-  for (auto& gain : model.weights().gains) slots.push_back(&gain);
+  for (auto& gain : model.weights().gains) {
+    if (gain.defined()) slots.push_back(&gain);
+  }
   for (auto& linear : model.weights().linears) {
     linear.row_factor = torch::ones({linear.weight.size(0)});
     slots.insert(slots.end(), {&linear.weight, &linear.row_factor});
@@ -273,6 +248,11 @@ TEST(TorchModelTest, GradientsOfEverySlotMatchFiniteDifferences) {
     slot->copy_(kept);
     EXPECT_NEAR(slope, norm, 0.02 * norm + 2e-3) << "slot " << ++seed - 101;
   }
+}
+
+TEST(TorchModelTest, GradientsOfEverySlotMatchFiniteDifferences) {
+  expect_gradients_match_finite_differences(compensated_model());
+  expect_gradients_match_finite_differences(compensated_model({}, true));
 }
 
 }  // namespace

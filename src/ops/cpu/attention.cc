@@ -28,10 +28,18 @@ AttentionPlan::AttentionPlan(const ModelConfig& config)
       kv_heads_(config.num_key_value_heads),
       head_dim_(config.head_dim),
       group_(heads_ / kv_heads_),
+      scale_(config.attention_scale()),
       tile_positions_(std::max<std::int64_t>(kTileRows / group_, 1)) {
-  for (std::int64_t i = 0; i < head_dim_ / 2; ++i) {
-    inverse_frequency_.push_back(
-        std::pow(config.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim_)));
+  std::array<std::size_t, 2> known{};  // by locality: index + 1
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const bool local = config.is_local(layer);
+    if (known[local] == 0) {
+      AttentionSchedule& schedule = schedules_.emplace_back();
+      schedule.window = config.window(layer);
+      schedule.inverse_frequency = config.rope_frequencies(local);
+      known[local] = schedules_.size();
+    }
+    schedule_of_.push_back(known[local] - 1);
   }
 }
 
@@ -39,63 +47,81 @@ void AttentionPlan::build(std::span<const SequenceChunk> chunks, int threads) {
   chunks_.assign(chunks.begin(), chunks.end());
   first_row_.clear();
   row_chunk_.clear();
-  total_cost_ = 0;
   for (std::size_t c = 0; c < chunks_.size(); ++c) {
-    const auto length = static_cast<std::int64_t>(chunks_[c].tokens.size());
     first_row_.push_back(rows());
     row_chunk_.insert(row_chunk_.end(), chunks_[c].tokens.size(), static_cast<std::int32_t>(c));
-    total_cost_ +=
-        kv_heads_ * ceil_divide(length * group_, 4) * ceil_divide(chunks_[c].first_position + length, kSegmentTokens);
   }
-  rotations();
-  items_.clear();
-  splits_.clear();
-  partial_floats_ = 0;
-  const std::int64_t target =
-      threads < 2 ? total_cost_ : std::max<std::int64_t>(total_cost_ / (threads * kItemsPerThread), 1);
-  for (std::size_t c = 0; c < chunks_.size(); ++c) add_items(static_cast<std::int32_t>(c), target);
-  std::sort(items_.begin(), items_.end(),
+  for (AttentionSchedule& schedule : schedules_) build(schedule, threads);
+}
+
+std::pair<std::int64_t, std::int64_t> AttentionPlan::segments_of(const AttentionSchedule& schedule,
+                                                                 const SequenceChunk& chunk, std::int64_t first_query,
+                                                                 std::int64_t queries) const {
+  const std::int64_t first = chunk.first_position + first_query;
+  const std::int64_t begin = schedule.window > 0 ? std::max<std::int64_t>(first + 1 - schedule.window, 0) : 0;
+  return {begin / kSegmentTokens, ceil_divide(first + queries, kSegmentTokens)};
+}
+
+void AttentionPlan::build(AttentionSchedule& schedule, int threads) {
+  schedule.total_cost = 0;
+  for (const SequenceChunk& chunk : chunks_) {
+    const auto length = static_cast<std::int64_t>(chunk.tokens.size());
+    const auto [begin, end] = segments_of(schedule, chunk, 0, length);
+    schedule.total_cost += kv_heads_ * ceil_divide(length * group_, 4) * (end - begin);
+  }
+  rotations(schedule);
+  schedule.items.clear();
+  schedule.splits.clear();
+  schedule.partial_floats = 0;
+  const std::int64_t target = threads < 2 ? schedule.total_cost
+                                          : std::max<std::int64_t>(schedule.total_cost / (threads * kItemsPerThread), 1);
+  for (std::size_t c = 0; c < chunks_.size(); ++c) add_items(schedule, static_cast<std::int32_t>(c), target);
+  std::sort(schedule.items.begin(), schedule.items.end(),
             [](const AttentionItem& a, const AttentionItem& b) { return a.cost > b.cost; });
-  grown(partials_, partial_floats_);
-  if (pending_size_ < splits_.size()) {
-    pending_size_ = 2 * splits_.size();
-    pending_ = std::make_unique<std::atomic<std::int32_t>[]>(pending_size_);
+  grown(schedule.partials, schedule.partial_floats);
+  if (schedule.pending_size < schedule.splits.size()) {
+    schedule.pending_size = 2 * schedule.splits.size();
+    schedule.pending = std::make_unique<std::atomic<std::int32_t>[]>(schedule.pending_size);
   }
 }
 
-void AttentionPlan::add_items(std::int32_t chunk, std::int64_t target_cost) {
+void AttentionPlan::add_items(AttentionSchedule& schedule, std::int32_t chunk, std::int64_t target_cost) {
   const SequenceChunk& c = chunks_[static_cast<std::size_t>(chunk)];
   const auto length = static_cast<std::int64_t>(c.tokens.size());
   for (std::int64_t first = 0; first < length; first += tile_positions_) {
     const std::int64_t queries = std::min(tile_positions_, length - first);
-    const std::int64_t segments = ceil_divide(c.first_position + first + queries, kSegmentTokens);
+    const auto [first_segment, last_segment] = segments_of(schedule, c, first, queries);
+    const std::int64_t segments = last_segment - first_segment;
     const std::int64_t segment_cost = ceil_divide(queries * group_, 4);
     const std::int64_t parts = std::min(segments, ceil_divide(segments * segment_cost, target_cost));
     for (std::int32_t head = 0; head < kv_heads_; ++head) {
       if (parts > 1) {
-        splits_.push_back({static_cast<std::int32_t>(parts), static_cast<std::int32_t>(segments), partial_floats_});
-        partial_floats_ += segments * queries * group_ * (2 + ceil_divide(head_dim_, kBlockTokens) * kBlockTokens);
+        schedule.splits.push_back({static_cast<std::int32_t>(parts), static_cast<std::int32_t>(first_segment),
+                                   static_cast<std::int32_t>(segments), schedule.partial_floats});
+        schedule.partial_floats +=
+            segments * queries * group_ * (2 + ceil_divide(head_dim_, kBlockTokens) * kBlockTokens);
       }
       for (std::int64_t part = 0; part < parts; ++part) {
         const std::int64_t begin = segments * part / parts, end = segments * (part + 1) / parts;
-        items_.push_back({chunk, head, static_cast<std::int32_t>(first), static_cast<std::int32_t>(queries),
-                          static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end - begin),
-                          parts > 1 ? static_cast<std::int32_t>(splits_.size()) - 1 : -1,
-                          (end - begin) * segment_cost});
+        schedule.items.push_back({chunk, head, static_cast<std::int32_t>(first), static_cast<std::int32_t>(queries),
+                                  static_cast<std::int32_t>(first_segment + begin),
+                                  static_cast<std::int32_t>(end - begin),
+                                  parts > 1 ? static_cast<std::int32_t>(schedule.splits.size()) - 1 : -1,
+                                  (end - begin) * segment_cost});
       }
     }
   }
 }
 
-void AttentionPlan::rotations() {
+void AttentionPlan::rotations(AttentionSchedule& schedule) const {
   const std::int64_t half = head_dim_ / 2;
-  float* cos = grown(cos_, rows() * half);
-  float* sin = grown(sin_, rows() * half);
+  float* cos = grown(schedule.cos, rows() * half);
+  float* sin = grown(schedule.sin, rows() * half);
   for (const SequenceChunk& chunk : chunks_) {
     for (std::size_t t = 0; t < chunk.tokens.size(); ++t, cos += half, sin += half) {
       const auto position = static_cast<double>(chunk.first_position + static_cast<std::int64_t>(t));
       for (std::int64_t i = 0; i < half; ++i) {
-        const double angle = position * inverse_frequency_[static_cast<std::size_t>(i)];
+        const double angle = position * schedule.inverse_frequency[static_cast<std::size_t>(i)];
         cos[i] = static_cast<float>(std::cos(angle));
         sin[i] = static_cast<float>(std::sin(angle));
       }
@@ -107,13 +133,18 @@ void AttentionPlan::rotations() {
 class AttentionRun {
  public:
   AttentionRun(const AttentionKernels& kernels, AttentionPlan& plan, std::int64_t layer, CpuPagedKvCache& cache)
-      : kernels_(kernels), p_(plan), layer_(layer), cache_(cache), width_(cache.layout().panels * kBlockTokens) {
-    for (std::size_t s = 0; s < plan.splits_.size(); ++s) {
-      plan.pending_[s].store(plan.splits_[s].parts, std::memory_order_relaxed);
+      : kernels_(kernels),
+        p_(plan),
+        s_(plan.schedules_[plan.schedule_of_[static_cast<std::size_t>(layer)]]),
+        layer_(layer),
+        cache_(cache),
+        width_(cache.layout().panels * kBlockTokens) {
+    for (std::size_t s = 0; s < s_.splits.size(); ++s) {
+      s_.pending[s].store(s_.splits[s].parts, std::memory_order_relaxed);
     }
   }
 
-  bool worth_waking() const { return p_.total_cost_ > kInlineCost && p_.items_.size() > 1; }
+  bool worth_waking() const { return s_.total_cost > kInlineCost && s_.items.size() > 1; }
 
   void append(std::int64_t row, float* k, const float* v) const {
     const SequenceChunk& chunk = p_.chunks_[static_cast<std::size_t>(p_.row_chunk_[static_cast<std::size_t>(row)])];
@@ -123,7 +154,7 @@ class AttentionRun {
     const std::int32_t id = chunk.block_table[static_cast<std::size_t>(position / kBlockTokens)];
     for (std::int64_t head = 0; head < p_.kv_heads_; ++head) {
       float* const key = k + (row * p_.kv_heads_ + head) * p_.head_dim_;
-      kernels_.rotate(key, p_.cos_.data() + row * half, p_.sin_.data() + row * half, half, key);
+      kernels_.rotate(key, s_.cos.data() + row * half, s_.sin.data() + row * half, half, key);
       kernels_.append(cache_.layout(), cache_.block(layer_, id, head), position % kBlockTokens, last, key,
                       v + (row * p_.kv_heads_ + head) * p_.head_dim_);
     }
@@ -133,8 +164,8 @@ class AttentionRun {
   void work(float* q) {
     for (;;) {
       const std::int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
-      if (index >= static_cast<std::int64_t>(p_.items_.size())) return;
-      run(p_.items_[static_cast<std::size_t>(index)], q);
+      if (index >= static_cast<std::int64_t>(s_.items.size())) return;
+      run(s_.items[static_cast<std::size_t>(index)], q);
     }
   }
 
@@ -156,13 +187,13 @@ class AttentionRun {
 
   void pack(const AttentionItem& item, std::int64_t rows, float* q, Scratch& s) const {
     const std::int64_t half = p_.head_dim_ / 2, steps = cache_.layout().key_steps;
-    const auto scale = static_cast<float>(kLog2E / std::sqrt(static_cast<double>(p_.head_dim_)));
+    const auto scale = static_cast<float>(kLog2E * p_.scale_);
     float* const packed = grown(s.queries, rows * steps);
     float* const rotated = grown(s.rotated, p_.head_dim_);
     const std::int64_t first = p_.first_row_[static_cast<std::size_t>(item.chunk)] + item.first_query;
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t angle = (first + r / p_.group_) * half;
-      kernels_.rotate(head_of(item, r, q), p_.cos_.data() + angle, p_.sin_.data() + angle, half, rotated);
+      kernels_.rotate(head_of(item, r, q), s_.cos.data() + angle, s_.sin.data() + angle, half, rotated);
       kernels_.pack_query(cache_.layout(), rotated, scale, packed + r * steps);
     }
   }
@@ -190,7 +221,7 @@ class AttentionRun {
     }
     if (item.split < 0) {
       finish(item, running, q);
-    } else if (p_.pending_[static_cast<std::size_t>(item.split)].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    } else if (s_.pending[static_cast<std::size_t>(item.split)].fetch_sub(1, std::memory_order_acq_rel) == 1) {
       merge_partials(item, task, running, q);
     }
   }
@@ -220,7 +251,7 @@ class AttentionRun {
     std::int64_t from = first + kSegmentBlocks;
     if (segment + 1 == item.first_segment + item.segments) {
       const auto likely = static_cast<std::size_t>(next_.load(std::memory_order_relaxed));
-      follower = likely < p_.items_.size() ? &p_.items_[likely] : nullptr;
+      follower = likely < s_.items.size() ? &s_.items[likely] : nullptr;
       from = follower == nullptr ? 0 : follower->first_segment * kSegmentBlocks;
     }
     task.next_count =
@@ -231,6 +262,7 @@ class AttentionRun {
     task.next = next.data();
     task.tokens = std::min(end - start, kSegmentTokens);
     task.first_visible = chunk.first_position + item.first_query + 1 - start;
+    task.window = s_.window;
     kernels_.segment(task);
   }
 
@@ -243,8 +275,9 @@ class AttentionRun {
   }
 
   void aim_at_partials(const AttentionItem& item, std::int64_t segment, SegmentTask& task) const {
-    const AttentionSplit& split = p_.splits_[static_cast<std::size_t>(item.split)];
-    float* const part = p_.partials_.data() + split.partials + segment * task.rows * (2 + width_);
+    const AttentionSplit& split = s_.splits[static_cast<std::size_t>(item.split)];
+    float* const part =
+        s_.partials.data() + split.partials + (segment - split.first_segment) * task.rows * (2 + width_);
     task.maxima = part;
     task.sums = part + task.rows;
     task.mixed = part + 2 * task.rows;
@@ -253,8 +286,9 @@ class AttentionRun {
   /// In the order of the segments, as if one thread had done them all.
   void merge_partials(const AttentionItem& item, SegmentTask& task, float* running, float* q) const {
     std::fill_n(running, 2 * task.rows, 0.0F);
-    for (std::int64_t segment = 0; segment < p_.splits_[static_cast<std::size_t>(item.split)].segments; ++segment) {
-      aim_at_partials(item, segment, task);
+    const AttentionSplit& split = s_.splits[static_cast<std::size_t>(item.split)];
+    for (std::int64_t i = 0; i < split.segments; ++i) {
+      aim_at_partials(item, split.first_segment + i, task);
       merge(task, running);
     }
     finish(item, running, q);
@@ -272,6 +306,7 @@ class AttentionRun {
 
   const AttentionKernels& kernels_;
   AttentionPlan& p_;
+  AttentionSchedule& s_;
   const std::int64_t layer_;
   CpuPagedKvCache& cache_;
   const std::int64_t width_;

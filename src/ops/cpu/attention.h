@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/thread_pool.h"
@@ -27,11 +28,25 @@ struct AttentionItem {
 
 /// Queries whose segments are shared out between threads.
 struct AttentionSplit {
-  std::int32_t parts = 0, segments = 0;
+  std::int32_t parts = 0, first_segment = 0, segments = 0;
   std::int64_t partials = 0;  ///< offset of [segments][rows * (2 + width)] floats
 };
 
-/// Which rows stand at which positions, and who attends to what. Keeps its memory from step to step.
+/// What layers of one kind, local or not, do with a step. Keeps its memory from step to step.
+struct AttentionSchedule {
+  std::int64_t window = 0;                ///< tokens that a token sees, itself included; 0: all before it
+  std::vector<double> inverse_frequency;  ///< [head_dim / 2]
+  std::vector<float> cos, sin;            ///< [rows, head_dim / 2]
+  std::vector<AttentionItem> items;       ///< most expensive first
+  std::vector<AttentionSplit> splits;
+  std::int64_t partial_floats = 0;
+  std::int64_t total_cost = 0;
+  std::vector<float> partials;
+  std::unique_ptr<std::atomic<std::int32_t>[]> pending;  ///< by split: parts not done yet
+  std::size_t pending_size = 0;
+};
+
+/// Which rows stand at which positions, and who attends to what.
 class AttentionPlan {
  public:
   explicit AttentionPlan(const ModelConfig& config);
@@ -44,27 +59,25 @@ class AttentionPlan {
 
  private:
   friend class AttentionRun;
-  void add_items(std::int32_t chunk, std::int64_t target_cost);
-  void rotations();
+  void build(AttentionSchedule& schedule, int threads);
+  /// Segments [first, second) that hold what `queries` positions of a chunk see.
+  std::pair<std::int64_t, std::int64_t> segments_of(const AttentionSchedule& schedule, const SequenceChunk& chunk,
+                                                    std::int64_t first_query, std::int64_t queries) const;
+  void add_items(AttentionSchedule& schedule, std::int32_t chunk, std::int64_t target_cost);
+  void rotations(AttentionSchedule& schedule) const;
 
   std::int64_t heads_, kv_heads_, head_dim_, group_;
-  std::int64_t tile_positions_;            ///< query positions per item
-  std::vector<double> inverse_frequency_;  ///< [head_dim / 2]
+  double scale_;
+  std::int64_t tile_positions_;               ///< query positions per item
+  std::vector<AttentionSchedule> schedules_;  ///< one per kind of layer that the model has
+  std::vector<std::size_t> schedule_of_;      ///< by layer
   std::vector<SequenceChunk> chunks_;
   std::vector<std::int64_t> first_row_;  ///< by chunk
   std::vector<std::int32_t> row_chunk_;  ///< by row
-  std::vector<float> cos_, sin_;         ///< [rows, head_dim / 2]
-  std::vector<AttentionItem> items_;     ///< most expensive first
-  std::vector<AttentionSplit> splits_;
-  std::int64_t partial_floats_ = 0;
-  std::int64_t total_cost_ = 0;
-  std::vector<float> partials_;
-  std::unique_ptr<std::atomic<std::int32_t>[]> pending_;  ///< by split: parts not done yet
-  std::size_t pending_size_ = 0;
 };
 
 /// q: [rows, heads * head_dim], replaced by the output; k, v: [rows, kv_heads * head_dim], k is rotated in place; both
-/// are written into the blocks of `cache`. Softmax scale 1 / sqrt(head_dim). Each row's result is bit-equal for every
+/// are written into the blocks of `cache`. Each row's result is bit-equal for every
 /// way to cut its sequence into chunks, whatever else is in the step, and any number of threads.
 void attend(ThreadPool& pool, const AttentionKernels& kernels, AttentionPlan& plan, std::int64_t layer, float* q,
             float* k, const float* v, CpuPagedKvCache& cache);

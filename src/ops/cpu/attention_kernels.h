@@ -39,6 +39,7 @@ struct SegmentTask {
   std::int64_t tokens = 0;  ///< in (0, kSegmentTokens], what the last row sees
   std::int64_t rows = 0, group = 1;
   std::int64_t first_visible = 0;            ///< row r sees clamp(first_visible + r / group, 0, tokens) tokens
+  std::int64_t window = 0;  ///< of these it sees the last `window` before first_visible + r / group; 0: all
   const void* queries = nullptr;             ///< [rows, key_steps], of pack_queries
   float* scores = nullptr;                   ///< scratch [rows, kSegmentTokens]
   float* weights = nullptr;                  ///< scratch [rows, kSegmentTokens]
@@ -60,7 +61,7 @@ struct AttentionKernels {
   /// out = head * scale in the form that `segment` reads: key_steps floats, or pairs rounded to bf16.
   void (*pack_query)(const KvBlockLayout& layout, const float* head, float scale, void* out);
 
-  /// Scores are in units of log 2: the queries carry log2(e) / sqrt(head_dim).
+  /// Scores are in units of log 2: the queries carry log2(e) and the model's scale.
   void (*segment)(const SegmentTask& task);
 
   /// Merges a segment of one row into the running state (maximum, sum, mixed [width]); an empty segment changes

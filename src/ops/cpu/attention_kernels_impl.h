@@ -123,6 +123,11 @@ std::int64_t visible_tokens(const SegmentTask& t, std::int64_t row) {
   return at_most(at_least(t.first_visible + row / t.group, 0), t.tokens);
 }
 
+/// Tokens at the segment's start that lie before the row's window.
+std::int64_t hidden_tokens(const SegmentTask& t, std::int64_t row) {
+  return t.window == 0 ? 0 : at_most(at_least(t.first_visible + row / t.group - t.window, 0), t.tokens);
+}
+
 template <class F>
 void score_rows(const SegmentTask& t, const std::byte* const* ahead) {
   const std::int64_t count = block_count(t);
@@ -132,6 +137,7 @@ void score_rows(const SegmentTask& t, const std::byte* const* ahead) {
     for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
       const std::int64_t rows = at_most(kTileRowsOfQueries, t.rows - row);
       if (visible_tokens(t, row + rows - 1) <= block * kBlockTokens) continue;  // the future of the whole tile
+      if (hidden_tokens(t, row) >= (block + 1) * kBlockTokens) continue;              // before its windows
       const RightBlocks keys{
           t.blocks + block, 1, 0, steps, steps, row == 0 && ahead != nullptr ? ahead + block * pieces : nullptr};
       product<F>(rows, queries + row * steps, steps, keys, t.scores + row * kSegmentTokens + block * kBlockTokens,
@@ -140,29 +146,41 @@ void score_rows(const SegmentTask& t, const std::byte* const* ahead) {
   }
 }
 
-/// Scores of one row -> maximum, sum and weights; the weights of tokens [seen, padded) are zero.
+/// p where tokens n + lane lie in [hidden, seen), `other` elsewhere.
+inline Floats within(std::int64_t n, std::int64_t hidden, std::int64_t seen, Floats p, Floats other) {
+  if (n + kWidth > seen) p = lanes_below(seen - n) ? p : other;
+  if (n < hidden) p = lanes_below(hidden - n) ? other : p;
+  return p;
+}
+
+/// Scores of one row -> maximum, sum and weights; of tokens [0, padded) those outside [hidden, seen) weigh zero.
 template <class F>
-void weigh_row(const SegmentTask& t, std::int64_t row, std::int64_t seen, std::int64_t padded) {
+void weigh_row(const SegmentTask& t, std::int64_t row, std::int64_t hidden, std::int64_t seen, std::int64_t padded) {
   float* const scores = t.scores + row * kSegmentTokens;
   auto* const weights = reinterpret_cast<typename F::Weight*>(t.weights + row * kSegmentTokens);
   const KvBlockLayout& layout = *t.layout;
+  if (hidden >= seen) hidden = seen = 0;
+  const std::int64_t first = hidden / kWidth * kWidth;
   Floats largest = filled(-__builtin_inff());
-  for (std::int64_t n = 0; n < seen; n += kWidth) {
+  for (std::int64_t n = first; n < seen; n += kWidth) {
     Floats s = load_floats(scores + n);
     if constexpr (F::kScaled) s *= F::scales(t.blocks[n / kBlockTokens] + layout.key_scales, n % kBlockTokens);
-    if (n + kWidth > seen) s = lanes_below(seen - n) ? s : filled(-__builtin_inff());
+    s = within(n, hidden, seen, s, filled(-__builtin_inff()));
     if constexpr (F::kScaled) store_floats(scores + n, s);
     largest = s > largest ? s : largest;
   }
   const float maximum = largest_lane(largest);
   Floats sums = {};
-  for (std::int64_t n = 0; n < seen; n += kWidth) {
-    Floats p = F::power_of_two(load_floats(scores + n) - maximum);
-    if (n + kWidth > seen) p = lanes_below(seen - n) ? p : Floats{};
+  for (std::int64_t n = 0; n < first; n += kWidth) F::store_weights(weights + n, Floats{});
+  for (std::int64_t n = first; n < seen; n += kWidth) {
+    const Floats p = within(n, hidden, seen, F::power_of_two(load_floats(scores + n) - maximum), Floats{});
     sums += p;
-    if constexpr (F::kScaled) p *= F::scales(t.blocks[n / kBlockTokens] + layout.value_scales, n % kBlockTokens);
-    if (F::kScaled && n + kWidth > seen) p = lanes_below(seen - n) ? p : Floats{};  // a scale that is not there yet
-    F::store_weights(weights + n, p);
+    Floats scaled = p;
+    if constexpr (F::kScaled) {  // a scale that is not there yet may be anything
+      scaled *= F::scales(t.blocks[n / kBlockTokens] + layout.value_scales, n % kBlockTokens);
+      scaled = within(n, hidden, seen, scaled, Floats{});
+    }
+    F::store_weights(weights + n, scaled);
   }
   for (std::int64_t n = (seen + kWidth - 1) / kWidth * kWidth; n < padded; n += kWidth) {
     F::store_weights(weights + n, Floats{});
@@ -203,7 +221,9 @@ void segment_of(const SegmentTask& t) {
   for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
     const std::int64_t end = at_most(row + kTileRowsOfQueries, t.rows);
     const std::int64_t padded = (visible_tokens(t, end - 1) + 1) / 2 * 2;
-    for (std::int64_t r = row; r < end; ++r) weigh_row<F>(t, r, visible_tokens(t, r), padded);
+    for (std::int64_t r = row; r < end; ++r) {
+      weigh_row<F>(t, r, hidden_tokens(t, r), visible_tokens(t, r), padded);
+    }
   }
   const std::int64_t key_pieces = block_count(t) * ((t.layout->key_steps + kPieceSteps - 1) / kPieceSteps);
   mix_values<F>(t, ahead == nullptr ? nullptr : ahead + key_pieces);

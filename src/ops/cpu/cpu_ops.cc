@@ -9,8 +9,8 @@ namespace {
 
 constexpr std::int64_t kRowGrain = 4;  // token rows per unit of elementwise work
 
-std::vector<float> gain_of(const Tensor& tensor, std::int64_t size, const std::string& where) {
-  if (tensor.size() != size) throw bad_input("gain " + to_string(tensor.shape()) + " has a wrong size", where);
+std::vector<float> vector_of(const Tensor& tensor, std::int64_t size, const std::string& where) {
+  if (tensor.size() != size) throw bad_input("vector " + to_string(tensor.shape()) + " has a wrong size", where);
   return tensor.to_floats();
 }
 
@@ -55,11 +55,10 @@ CpuWeights::CpuWeights(const ModelWeights& weights, const CpuModelOptions& optio
   if (static_cast<std::int64_t>(weights.layers.size()) != config.num_hidden_layers) {
     throw bad_input("the number of layers does not agree with the config");
   }
-  for (const LayerWeights& layer : weights.layers) {
-    norms.push_back(gain_of(layer.input_layernorm, config.hidden_size, "input_layernorm"));
-    norms.push_back(gain_of(layer.post_attention_layernorm, config.hidden_size, "post_attention_layernorm"));
+  norms.resize(static_cast<std::size_t>(NormId::final(config).index) + 1);
+  for (const NormId id : norms_of(config)) {
+    norms[static_cast<std::size_t>(id.index)] = vector_of(weights.gain(id), norm_size(config, id), id.name(config));
   }
-  norms.push_back(gain_of(weights.norm, config.hidden_size, "norm"));
   linears.reserve(static_cast<std::size_t>(module_count(config)));
   for (int index = 0; index < module_count(config); ++index) {
     add_module(weights.linear({index}), {index}, context);
@@ -76,6 +75,7 @@ void CpuWeights::add_module(const LinearModule& module, ModuleId id, const PackC
     linear.packed = PackedMatrix::to_bf16(std::get<Tensor>(module.weight), id.name(), context);
   }
   require_shape(linear, out_features(config, id.kind()), in_features(config, id.kind()), id.name());
+  if (has_bias(config, id.kind())) linear.bias = vector_of(module.bias, linear.rows(), id.name() + ".bias");
   if (module.compensator) add_compensator(*module.compensator, id, linear, context);
 }
 
@@ -116,7 +116,7 @@ std::int64_t CpuWeights::bytes_per_token(bool compensators) const {
   };
   std::int64_t bytes = bytes_of(head_linear());
   for (const Linear& linear : linears) {
-    bytes += bytes_of(linear);
+    bytes += bytes_of(linear) + static_cast<std::int64_t>(linear.bias.size() * sizeof(float));
     if (!compensators) continue;
     if (linear.packed_compensator) bytes += linear.packed_compensator->bytes();
     if (linear.compensator)
@@ -133,8 +133,11 @@ Stream<CpuOps> CpuOps::embed(const Batch& batch, NormId gain) {
   const auto rows = static_cast<std::int64_t>(batch.tokens.size());
   const std::int64_t hidden = w_.config.hidden_size;
   Stream<CpuOps> stream{{rows, hidden}, {rows, hidden}};
+  const auto scale = static_cast<float>(w_.config.embedding_scale);
   for (std::int64_t i = 0; i < rows; ++i) {
-    w_.read_embedding(kernels_, batch.tokens[static_cast<std::size_t>(i)], stream.residual.row(i));
+    float* const row = stream.residual.row(i);
+    w_.read_embedding(kernels_, batch.tokens[static_cast<std::size_t>(i)], row);
+    if (scale != 1.0F) std::transform(row, row + hidden, row, [scale](float v) { return v * scale; });
   }
   normalize(stream.residual, gain, stream.normed);
   observe("embed", -1, stream.residual);
@@ -150,6 +153,16 @@ void CpuOps::apply(const Activation& x, std::span<const ModuleId> ids, std::span
     const auto apply_run = packed ? &CpuOps::apply_packed : &CpuOps::apply_unpacked;
     (this->*apply_run)(x, ids.subspan(first, last - first), out.subspan(first, last - first));
   }
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const auto& bias = w_.linears[static_cast<std::size_t>(ids[i].index)].bias;
+    if (!bias.empty()) add_bias(bias, out[i]);
+  }
+}
+
+void CpuOps::add_bias(const std::vector<float>& bias, Activation& y) {
+  pool_.parallel_for(y.rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) kernels_.add(bias.data(), y.cols, y.row(i));
+  });
 }
 
 void CpuOps::apply_packed(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out) {
@@ -209,6 +222,10 @@ void CpuOps::add_correction(const PreparedCompensator& compensator, Activation& 
 }
 
 CpuOps::Activation CpuOps::attention(std::int64_t layer, Activation q, Activation k, Activation v, Batch& batch) {
+  if (w_.config.qk_norm) {
+    normalize(q, NormId::of(layer, NormKind::q), q);
+    normalize(k, NormId::of(layer, NormKind::k), k);
+  }
   attend(pool_, attention_, *batch.plan, layer, q.data.get(), k.data.get(), v.data.get(), *batch.cache);
   return q;
 }
@@ -216,21 +233,24 @@ CpuOps::Activation CpuOps::attention(std::int64_t layer, Activation q, Activatio
 CpuOps::Activation CpuOps::gated_act(Activation gate, Activation up) {
   // By elements, not rows: one token is work for all threads.
   constexpr std::int64_t kGrain = 512;
+  const auto multiply = w_.config.hidden_act == HiddenAct::silu ? kernels_.silu_multiply : kernels_.gelu_multiply;
   pool_.parallel_for(gate.rows * gate.cols, kGrain, [&](std::int64_t begin, std::int64_t end) {
-    kernels_.silu_multiply(gate.data.get() + begin, up.data.get() + begin, end - begin);
+    multiply(gate.data.get() + begin, up.data.get() + begin, end - begin);
   });
   return gate;
 }
 
-Stream<CpuOps> CpuOps::linear_tail(Activation y, ModuleId id, Stream<CpuOps> stream, NormId gain) {
+Stream<CpuOps> CpuOps::linear_tail(Activation y, const Tail& tail, Stream<CpuOps> stream) {
   Activation out;
-  apply(y, {&id, 1}, {&out, 1});
-  const auto& values = w_.norms[static_cast<std::size_t>(gain.index)];
+  apply(y, {&tail.linear, 1}, {&out, 1});
+  const float* const output = tail.output ? w_.norms[static_cast<std::size_t>(tail.output->index)].data() : nullptr;
+  const auto& next = w_.norms[static_cast<std::size_t>(tail.next.index)];
   const auto eps = static_cast<float>(w_.config.rms_norm_eps);
   pool_.parallel_for(out.rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
+      if (output != nullptr) kernels_.rms_norm(out.row(i), output, out.cols, eps, out.row(i));
       kernels_.add(out.row(i), out.cols, stream.residual.row(i));
-      kernels_.rms_norm(stream.residual.row(i), values.data(), out.cols, eps, out.row(i));
+      kernels_.rms_norm(stream.residual.row(i), next.data(), out.cols, eps, out.row(i));
     }
   });
   stream.normed = std::move(out);
@@ -239,10 +259,11 @@ Stream<CpuOps> CpuOps::linear_tail(Activation y, ModuleId id, Stream<CpuOps> str
 
 void CpuOps::normalize(const Activation& x, NormId gain, Activation& out) {
   const auto& values = w_.norms[static_cast<std::size_t>(gain.index)];
+  const auto size = static_cast<std::int64_t>(values.size()), grain = std::max<std::int64_t>(kRowGrain * w_.config.hidden_size / size, 1);
   const auto eps = static_cast<float>(w_.config.rms_norm_eps);
-  pool_.parallel_for(x.rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+  pool_.parallel_for(x.rows * x.cols / size, grain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      kernels_.rms_norm(x.data.get() + i * x.cols, values.data(), x.cols, eps, out.row(i));
+      kernels_.rms_norm(x.data.get() + i * size, values.data(), size, eps, out.data.get() + i * size);
     }
   });
 }

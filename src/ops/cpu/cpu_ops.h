@@ -35,6 +35,8 @@ struct CpuWeights {
     std::optional<Matrix> a;  ///< A of the compensator; views of a shared A have the same data pointer
     std::optional<PreparedCompensator> compensator;
 
+    std::vector<float> bias;  ///< [rows], or empty
+
     std::int64_t rows() const { return weight ? weight->view().rows : packed.view().rows; }
     std::int64_t cols() const { return weight ? weight->view().cols : packed.view().cols; }
   };
@@ -50,7 +52,7 @@ struct CpuWeights {
   Activations activations;
   Linear embedding, head;  ///< a head that is tied to a packed embedding is that one: see head_linear()
   bool tied = false;
-  std::vector<std::vector<float>> norms;  ///< by NormId, each [hidden_size]
+  std::vector<std::vector<float>> norms;  ///< by NormId; empty where the model has none
   std::vector<Linear> linears;            ///< by ModuleId
 
   const Linear& head_linear() const { return tied ? embedding : head; }
@@ -109,7 +111,7 @@ class CpuOps {
 
   Activation attention(std::int64_t layer, Activation q, Activation k, Activation v, Batch& batch);
   Activation gated_act(Activation gate, Activation up);
-  Stream<CpuOps> linear_tail(Activation y, ModuleId id, Stream<CpuOps> stream, NormId gain);
+  Stream<CpuOps> linear_tail(Activation y, const Tail& tail, Stream<CpuOps> stream);
 
   void observe(std::string_view name, std::int64_t layer, Activation& activation) {
     if (observer_) observer_(name, layer, activation.values());
@@ -124,7 +126,9 @@ class CpuOps {
   bool compensates(ModuleId id) const { return compensators_ && active_[static_cast<std::size_t>(id.index)] != 0; }
   void apply_packed(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
   void apply_unpacked(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
+  void add_bias(const std::vector<float>& bias, Activation& y);
   void add_correction(const PreparedCompensator& compensator, Activation& z, Activation& y);
+  /// out: as x, which it may be; norms of heads take the rows of x apart.
   void normalize(const Activation& x, NormId gain, Activation& out);
 
   const CpuWeights& w_;

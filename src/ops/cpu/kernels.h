@@ -51,6 +51,9 @@ struct Kernels {
   /// gate = silu(gate) ⊙ up, both [n].
   void (*silu_multiply)(float* gate, const float* up, std::int64_t n);
 
+  /// gate = gelu(gate) ⊙ up, both [n]; gelu by its tanh formula.
+  void (*gelu_multiply)(float* gate, const float* up, std::int64_t n);
+
   /// x = exp(x - max x) / sum, [n].
   void (*softmax)(float* x, std::int64_t n);
 

@@ -181,6 +181,13 @@ void silu_multiply(float* gate, const float* up, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) gate[i] *= up[i];
 }
 
+void gelu_multiply(float* gate, const float* up, std::int64_t n) {
+  // (1 + tanh u) / 2 = 1 / (1 + exp(-2u)) with u = sqrt(2 / pi) (v + 0.044715 v³).
+  constexpr float kSlope = 1.5957691216057308F, kCubic = 0.044715F;
+  map_vectors(gate, n, 0.0F, [](Vec v) { return v / (exponential(v * (v * v * kCubic + 1.0F) * -kSlope) + 1.0F); });
+  for (std::int64_t i = 0; i < n; ++i) gate[i] *= up[i];
+}
+
 void softmax(float* x, std::int64_t n) {
   if (n == 0) return;
   float largest = x[0];
@@ -202,7 +209,7 @@ void add(const float* x, std::int64_t n, float* y) {
 }
 
 constexpr Kernels make_kernels(const char* isa) {
-  return {isa, kPanelWidth, read_row, dots, pack_panel, multiply_panel, rms_norm, silu_multiply, softmax, add};
+  return {isa, kPanelWidth, read_row, dots, pack_panel, multiply_panel, rms_norm, silu_multiply, gelu_multiply, softmax, add};
 }
 
 }  // namespace

@@ -39,13 +39,14 @@ RefMatrix rms_norm(const RefMatrix& x, std::span<const float> gain, double eps) 
   return y;
 }
 
-void rotate(RefMatrix& x, std::int64_t head_dim, double theta, std::int64_t first, std::int64_t length) {
+void rotate(RefMatrix& x, std::int64_t head_dim, std::span<const double> frequencies, std::int64_t first,
+            std::int64_t length) {
   const std::int64_t half = head_dim / 2;
   for (std::int64_t row = 0; row < x.rows; ++row) {
     const auto position = static_cast<double>(first + row % length);
     for (std::int64_t head = 0; head < x.cols; head += head_dim) {
       for (std::int64_t i = 0; i < half; ++i) {
-        const double angle = position * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+        const double angle = position * frequencies[static_cast<std::size_t>(i)];
         const double a = x.at(row, head + i), b = x.at(row, head + half + i);
         x.at(row, head + i) = a * std::cos(angle) - b * std::sin(angle);
         x.at(row, head + half + i) = b * std::cos(angle) + a * std::sin(angle);
@@ -55,20 +56,21 @@ void rotate(RefMatrix& x, std::int64_t head_dim, double theta, std::int64_t firs
 }
 
 RefMatrix attention(const RefMatrix& q, const RefMatrix& k, const RefMatrix& v, std::int64_t length,
-                    std::int64_t head_dim) {
+                    std::int64_t head_dim, double scale, std::int64_t window) {
   RefMatrix out(q.rows, q.cols);
   const std::int64_t heads = q.cols / head_dim;
   const std::int64_t group = heads / (k.cols / head_dim);
   std::vector<double> p(static_cast<std::size_t>(length));
   for (std::int64_t row = 0; row < q.rows; ++row) {
-    const std::int64_t first = row / length * length;
+    const std::int64_t begin = row / length * length;
+    const std::int64_t first = window > 0 ? std::max(begin, row - window + 1) : begin;
     for (std::int64_t head = 0; head < heads; ++head) {
       const std::int64_t query = head * head_dim, key = head / group * head_dim;
       double largest = -INFINITY, sum = 0;
       for (std::int64_t t = first; t <= row; ++t) {
         double score = 0;
         for (std::int64_t i = 0; i < head_dim; ++i) score += q.at(row, query + i) * k.at(t, key + i);
-        p[static_cast<std::size_t>(t - first)] = score / std::sqrt(static_cast<double>(head_dim));
+        p[static_cast<std::size_t>(t - first)] = score * scale;
         largest = std::max(largest, p[static_cast<std::size_t>(t - first)]);
       }
       for (std::int64_t t = first; t <= row; ++t) {
@@ -85,10 +87,14 @@ RefMatrix attention(const RefMatrix& q, const RefMatrix& k, const RefMatrix& v, 
   return out;
 }
 
-RefMatrix gated_act(const RefMatrix& gate, const RefMatrix& up) {
+RefMatrix gated_act(const RefMatrix& gate, const RefMatrix& up, HiddenAct act) {
   RefMatrix out(gate.rows, gate.cols);
   for (std::size_t i = 0; i < out.values.size(); ++i) {
-    out.values[i] = gate.values[i] / (1.0 + std::exp(-gate.values[i])) * up.values[i];
+    const double x = gate.values[i];
+    const double y = act == HiddenAct::silu
+                         ? x / (1.0 + std::exp(-x))
+                         : 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+    out.values[i] = y * up.values[i];
   }
   return out;
 }
@@ -111,16 +117,17 @@ RefMatrix RefOps::linear(const RefMatrix& x, ModuleId id) {
   const LinearModule& module = weights_.linear(id);
   RefMatrix y = ref::linear(x, ref::dequantize(module.weight));
   if (compensators_ && module.compensator) ref::add_correction(*module.compensator, x, y);
+  if (!module.bias.empty()) {
+    const auto bias = module.bias.to_floats();
+    for (std::int64_t i = 0; i < y.rows; ++i) {
+      for (std::int64_t n = 0; n < y.cols; ++n) y.at(i, n) += bias[static_cast<std::size_t>(n)];
+    }
+  }
   return y;
 }
 
 RefMatrix RefOps::normalize(const RefMatrix& x, NormId gain) {
-  const auto& layers = weights_.layers;
-  const auto layer = static_cast<std::size_t>(gain.index / 2);
-  const Tensor& tensor = layer == layers.size() ? weights_.norm
-                         : gain.index % 2 == 0  ? layers[layer].input_layernorm
-                                                : layers[layer].post_attention_layernorm;
-  return ref::rms_norm(x, tensor.to_floats(), weights_.config.rms_norm_eps);
+  return ref::rms_norm(x, weights_.gain(gain).to_floats(), weights_.config.rms_norm_eps);
 }
 
 Stream<RefOps> RefOps::embed(const TokenBatch& batch, NormId gain) {
@@ -129,23 +136,34 @@ Stream<RefOps> RefOps::embed(const TokenBatch& batch, NormId gain) {
   RefMatrix x(static_cast<std::int64_t>(batch.tokens.size()), hidden);
   for (std::int64_t i = 0; i < x.rows; ++i) {
     const std::int64_t token = batch.tokens[static_cast<std::size_t>(i)];
-    for (std::int64_t j = 0; j < hidden; ++j) x.at(i, j) = table[static_cast<std::size_t>(token * hidden + j)];
+    for (std::int64_t j = 0; j < hidden; ++j) {
+      x.at(i, j) = table[static_cast<std::size_t>(token * hidden + j)] * weights_.config.embedding_scale;
+    }
   }
   auto normed = normalize(x, gain);
   return {std::move(x), std::move(normed)};
 }
 
-RefMatrix RefOps::attention(std::int64_t, RefMatrix q, RefMatrix k, RefMatrix v, TokenBatch& batch) {
+RefMatrix RefOps::attention(std::int64_t layer, RefMatrix q, RefMatrix k, RefMatrix v, TokenBatch& batch) {
   const ModelConfig& config = weights_.config;
-  ref::rotate(q, config.head_dim, config.rope_theta, 0, batch.length);
-  ref::rotate(k, config.head_dim, config.rope_theta, 0, batch.length);
-  return ref::attention(q, k, v, batch.length, config.head_dim);
+  const auto prepare = [&](RefMatrix& x, NormKind kind) {
+    if (config.qk_norm) {
+      RefMatrix heads(x.rows * x.cols / config.head_dim, config.head_dim);
+      heads.values = std::move(x.values);
+      x.values = normalize(heads, NormId::of(layer, kind)).values;
+    }
+    ref::rotate(x, config.head_dim, config.rope_frequencies(config.is_local(layer)), 0, batch.length);
+  };
+  prepare(q, NormKind::q);
+  prepare(k, NormKind::k);
+  return ref::attention(q, k, v, batch.length, config.head_dim, config.attention_scale(), config.window(layer));
 }
 
-Stream<RefOps> RefOps::linear_tail(RefMatrix y, ModuleId id, Stream<RefOps> stream, NormId gain) {
-  const RefMatrix out = linear(y, id);
+Stream<RefOps> RefOps::linear_tail(RefMatrix y, const Tail& tail, Stream<RefOps> stream) {
+  RefMatrix out = linear(y, tail.linear);
+  if (tail.output) out = normalize(out, *tail.output);
   for (std::size_t i = 0; i < out.values.size(); ++i) stream.residual.values[i] += out.values[i];
-  stream.normed = normalize(stream.residual, gain);
+  stream.normed = normalize(stream.residual, tail.next);
   return stream;
 }
 

@@ -33,14 +33,17 @@ RefMatrix dequantize(const LinearWeight& weight);
 RefMatrix linear(const RefMatrix& x, const RefMatrix& w);
 /// Each row / sqrt(mean of squares + eps) ⊙ gain.
 RefMatrix rms_norm(const RefMatrix& x, std::span<const float> gain, double eps);
-/// Rotates the pairs (i, i + head_dim / 2) of every head; row r stands at position first + r % length.
-void rotate(RefMatrix& x, std::int64_t head_dim, double theta, std::int64_t first, std::int64_t length);
+/// Rotates the pairs (i, i + head_dim / 2) of every head by position * frequencies[i]; row r stands at position
+/// first + r % length.
+void rotate(RefMatrix& x, std::int64_t head_dim, std::span<const double> frequencies, std::int64_t first,
+            std::int64_t length);
 /// Causal softmax attention of sequences of `length` rows, without rotary; q: [rows, heads * head_dim], k and v:
-/// [rows, kv_heads * head_dim]. Query head h reads key head h / (heads / kv_heads).
+/// [rows, kv_heads * head_dim]. Query head h reads key head h / (heads / kv_heads). Scores are multiplied by `scale`;
+/// a token sees the last `window` tokens, or all if that is 0.
 RefMatrix attention(const RefMatrix& q, const RefMatrix& k, const RefMatrix& v, std::int64_t length,
-                    std::int64_t head_dim);
-/// silu(gate) ⊙ up.
-RefMatrix gated_act(const RefMatrix& gate, const RefMatrix& up);
+                    std::int64_t head_dim, double scale, std::int64_t window = 0);
+/// act(gate) ⊙ up.
+RefMatrix gated_act(const RefMatrix& gate, const RefMatrix& up, HiddenAct act);
 /// y += B (g(z) ⊙ z) row by row, by the functions of compensator/compensator.h.
 void add_correction(const Compensator& compensator, const RefMatrix& x, RefMatrix& y);
 
@@ -62,8 +65,8 @@ class RefOps {
     return out;
   }
   Activation attention(std::int64_t layer, Activation q, Activation k, Activation v, Batch& batch);
-  Activation gated_act(Activation gate, Activation up) { return ref::gated_act(gate, up); }
-  Stream<RefOps> linear_tail(Activation y, ModuleId id, Stream<RefOps> stream, NormId gain);
+  Activation gated_act(Activation gate, Activation up) { return ref::gated_act(gate, up, weights_.config.hidden_act); }
+  Stream<RefOps> linear_tail(Activation y, const Tail& tail, Stream<RefOps> stream);
   void observe(std::string_view, std::int64_t, const Activation&) {}
 
  private:
