@@ -10,6 +10,8 @@ namespace spear::cli {
 void add_generate(CommandLine& line);
 void add_eval(CommandLine& line);
 void add_bench(CommandLine& line);
+void add_profile(CommandLine& line);
+void add_simulate(CommandLine& line);
 void add_inspect(CommandLine& line);
 void add_report(CommandLine& line);
 void add_serve(CommandLine& line);

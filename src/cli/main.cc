@@ -7,6 +7,8 @@ int main(int argc, char** argv) {
   spear::cli::add_generate(line);
   spear::cli::add_eval(line);
   spear::cli::add_bench(line);
+  spear::cli::add_profile(line);
+  spear::cli::add_simulate(line);
   spear::cli::add_inspect(line);
   spear::cli::add_report(line);
   spear::cli::add_serve(line);

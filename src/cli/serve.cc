@@ -90,6 +90,8 @@ EngineOptions engine_options(const ServeOptions& options, const ModelOptions& mo
   engine.kv_cache_type = model_options.kv_cache_type;
   engine.max_num_seqs = options.max_num_seqs;
   engine.prefix_caching = options.prefix_caching;
+  engine.scheduler = options.scheduling.scheduler;
+  engine.scheduler.max_batched_tokens = options.max_batched_tokens;
   engine.hash_seed = std::random_device{}() | (std::uint64_t{std::random_device{}()} << 32);
   const std::int64_t one = blocks_for(served.max_model_len, model.block_size());
   const std::int64_t block_bytes = model.block_bytes(engine.kv_cache_type);
@@ -163,12 +165,19 @@ int run(const CLI::App& command, const CommonOptions& common, const ModelOptions
   CpuModel model = load_model(model_options.model, wants_compensators(model_options), common, model_options);
   const ServedModel served = served_model(model_options, options, model, tokenizer);
   const TokenBudgetPolicy policy(options.max_batched_tokens);
-  Engine engine(model, policy, engine_options(options, model_options, model, served));
+  std::optional<LatencyModel> latency = prepare_scheduler(options.scheduling, model, model_options);
+  const EngineOptions engine_settings = engine_options(options, model_options, model, served);
+  std::optional<Engine> engine;
+  if (latency) {
+    engine.emplace(model, *latency, engine_settings);
+  } else {
+    engine.emplace(model, policy, engine_settings);
+  }
   options.server.version = SPEAR_VERSION;
 
   Server* routes = nullptr;
   HttpServer http(options.server.http, [&routes](std::shared_ptr<HttpExchange> exchange) { routes->handle(exchange); });
-  Server server(engine, served, options.server, [&http](std::function<void()> work) { http.post(std::move(work)); });
+  Server server(*engine, served, options.server, [&http](std::function<void()> work) { http.post(std::move(work)); });
   routes = &server;
   end_on_signals(http, server, options.server.drain_seconds);
   const std::string url = fmt::format("{}://{}:{}", options.server.http.tls_certificate.empty() ? "http" : "https",

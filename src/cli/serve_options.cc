@@ -104,6 +104,7 @@ void add_engine_options(CLI::App& command, ServeOptions& options) {
 
 void add_serve_options(CLI::App& command, ServeOptions& options) {
   add_engine_options(command, options);
+  add_scheduling_options(command, options.scheduling);
   add_http_options(command, options);
 }
 

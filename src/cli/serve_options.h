@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cli/scheduler_options.h"
 #include "server/server.h"
 
 namespace spear::cli {
@@ -16,6 +17,7 @@ struct ServeOptions {
   std::uint64_t kv_cache_bytes = std::uint64_t{1} << 30;
   std::int64_t max_num_seqs = 32, max_model_len = 0, max_batched_tokens = 512;
   bool prefix_caching = true;
+  SchedulingOptions scheduling;
 };
 
 void add_serve_options(CLI::App& command, ServeOptions& options);

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 namespace spear {
 namespace {
@@ -16,19 +18,34 @@ const EngineOptions& checked(const EngineOptions& options) {
   return options;
 }
 
+SchedulerOptions scheduler_options(const EngineOptions& options) {
+  SchedulerOptions scheduler = options.scheduler;
+  scheduler.max_num_seqs = options.max_num_seqs;
+  return scheduler;
+}
+
 }  // namespace
 
-Engine::Engine(PagedModel& model, const ChunkPolicy& policy, const EngineOptions& options)
+Engine::Engine(PagedModel& model, const EngineOptions& options, const ChunkPolicy* policy, LatencyModel* latency)
     : model_(model),
-      policy_(policy),
       options_(checked(options)),
       cache_(model.make_paged_cache(options.num_blocks, options.kv_cache_type)),
-      blocks_(options.num_blocks, cache_->block_size(), options.hash_seed) {
+      blocks_(options.num_blocks, cache_->block_size(), options.hash_seed),
+      scheduler_(policy != nullptr ? Scheduler(scheduler_options(options), *this, *policy)
+                                   : Scheduler(scheduler_options(options), *this, *latency)) {
   const auto most = static_cast<std::size_t>(options_.max_num_seqs);
-  running_.reserve(most);
-  batch_.reserve(most);
   chunks_.reserve(most);
   sampled_.reserve(most);
+}
+
+Engine::Engine(PagedModel& model, const ChunkPolicy& policy, const EngineOptions& options)
+    : Engine(model, options, &policy, nullptr) {}
+Engine::Engine(PagedModel& model, LatencyModel& latency, const EngineOptions& options)
+    : Engine(model, options, nullptr, &latency) {}
+
+double Engine::now() const {
+  if (options_.clock) return options_.clock();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 RequestId Engine::add(Request request) {
@@ -53,28 +70,66 @@ RequestId Engine::add(Request request) {
     if (token < config.vocab_size) continue;
     throw bad_input(fmt::format("token {} is outside the vocabulary of {}", token, config.vocab_size), "logit_bias");
   }
+  const auto density = request.compensator_density;
+  if (density && !(*density >= 0 && *density <= 1)) {
+    throw usage_error(fmt::format("{} is no part of the compensators", *density), "compensator_density", "give 0 to 1");
+  }
   auto sequence =
       std::make_unique<Sequence>(last_id_ + 1, std::move(request), limit, config.vocab_size, cache_->block_size());
-  const std::size_t all = running_.size() + waiting_.size() + ended_.size() + 1;
-  for (auto* list : {&waiting_, &ended_, &reported_}) list->reserve(all);
+  const Request& wanted = sequence->request();
+  sequence->priority = wanted.priority;
+  const double arrival = std::chrono::duration<double>(wanted.arrival.time_since_epoch()).count();
+  sequence->arrival = arrival == 0 || options_.clock ? now() : arrival;
+  if (wanted.slo.ttft_ms > 0) sequence->ttft = wanted.slo.ttft_ms * 1e-3;
+  if (wanted.slo.itl_ms > 0) sequence->itl = wanted.slo.itl_ms * 1e-3;
+  if (density) sequence->density_class = static_cast<std::int32_t>(std::lround(*density * 1000));
+  const std::size_t all = sequences_.size() + ended_.size() + 1;
+  for (auto* list : {&sequences_, &ended_, &reported_}) list->reserve(all);
   outputs_.reserve(all);
-  waiting_.push_back(std::move(sequence));
+  scheduler_.add(*sequence);
+  sequences_.push_back(std::move(sequence));
   totals_.prompt_tokens += prompt;
   return ++last_id_;
 }
 
-bool Engine::cancel(RequestId id) {
-  for (auto* list : {&running_, &waiting_}) {
-    const auto found = std::find_if(list->begin(), list->end(), [id](const auto& s) { return s->id == id; });
-    if (found == list->end()) continue;
-    (*found)->finished = FinishReason::cancelled;
-    (*found)->drop(blocks_);
-    ended_.push_back(std::move(*found));
-    list->erase(found);
-    return true;
-  }
-  return false;
+/// Out of sequences_.
+Engine::SequencePtr Engine::take(const ScheduledRequest& request) {
+  const auto found =
+      std::find_if(sequences_.begin(), sequences_.end(), [&](const SequencePtr& s) { return s.get() == &request; });
+  SequencePtr sequence = std::move(*found);
+  *found = std::move(sequences_.back());
+  sequences_.pop_back();
+  return sequence;
 }
+
+bool Engine::cancel(RequestId id) {
+  const auto found = std::find_if(sequences_.begin(), sequences_.end(), [id](const auto& s) { return s->id == id; });
+  if (found == sequences_.end()) return false;
+  (*found)->finished = FinishReason::cancelled;
+  scheduler_.remove(**found);
+  (*found)->drop(blocks_);
+  ended_.push_back(take(**found));
+  return true;
+}
+
+std::int64_t Engine::blocks_missing(const ScheduledRequest& request, std::int64_t tokens) const {
+  return static_cast<const Sequence&>(request).blocks_missing(tokens);
+}
+
+std::int64_t Engine::capacity(const ScheduledRequest& request) const {
+  return static_cast<std::int64_t>(static_cast<const Sequence&>(request).block_table().size()) * blocks_.block_size();
+}
+
+bool Engine::reserve(ScheduledRequest& request, std::int64_t tokens) {
+  return static_cast<Sequence&>(request).reserve(blocks_, tokens);
+}
+
+void Engine::match_prefix(ScheduledRequest& request) {
+  auto& sequence = static_cast<Sequence&>(request);
+  if (options_.prefix_caching && !sequence.request().prompt_logprobs) sequence.match_prefix(blocks_);
+}
+
+void Engine::drop(ScheduledRequest& request) { static_cast<Sequence&>(request).drop(blocks_); }
 
 std::span<const StepOutput> Engine::step() {
   reported_.clear();
@@ -84,135 +139,73 @@ std::span<const StepOutput> Engine::step() {
     reported_.push_back(std::move(sequence));
   }
   ended_.clear();
-  schedule();
-  if (!batch_.empty()) compute();
+  const double start = now();
+  const StepPlan& plan = scheduler_.next(start);
+  refuse(plan.refused);
+  if (!plan.batch.empty()) compute(plan, start);
   return outputs_;
 }
 
-void Engine::schedule() {
-  batch_.clear();
-  for (const SequencePtr& sequence : running_) sequence->scheduled = 0;  // of a step that threw
-  schedule_decodes();
-  std::int64_t budget = prefill_budget();
-  schedule_prefills(budget);
-  admit(budget);
-  // Only prompts run, and none of them can get a block: the youngest gives its blocks to the others.
-  while (batch_.empty() && !running_.empty()) {
-    if (running_.size() > 1) preempt_last();
-    budget = prefill_budget();
-    schedule_prefills(budget);
+void Engine::refuse(std::span<ScheduledRequest* const> requests) {
+  for (ScheduledRequest* request : requests) {
+    auto& sequence = static_cast<Sequence&>(*request);
+    sequence.finished = FinishReason::refused;
+    report(sequence, -1);
+    reported_.push_back(take(sequence));
   }
 }
 
-void Engine::schedule_decodes() {
-  for (std::size_t i = 0; i < running_.size(); ++i) {
-    Sequence& sequence = *running_[i];
-    if (!sequence.decoding()) continue;
-    bool room = sequence.reserve(blocks_, sequence.size());
-    while (!room && running_.size() > i + 1) {
-      preempt_last();
-      room = sequence.reserve(blocks_, sequence.size());
-    }
-    if (!room) return preempt_last();  // the youngest itself
-    sequence.scheduled = 1;
-    batch_.push_back(&sequence);
-  }
-}
-
-std::int64_t Engine::prefill_budget() const {
-  StepLoad load;
-  load.waiting = static_cast<std::int64_t>(waiting_.size());
-  for (const SequencePtr& sequence : running_) {
-    if (sequence->scheduled > 0) {
-      ++load.decodes;
-      load.decode_context += sequence->computed;
-    } else {
-      if (load.prefill_tokens == 0) load.prefill_context = sequence->computed;
-      load.prefill_tokens += sequence->missing();
-    }
-  }
-  return std::max<std::int64_t>(policy_.prefill_tokens(load), load.decodes == 0 ? 1 : 0);
-}
-
-void Engine::schedule_prefills(std::int64_t& budget) {
-  for (const SequencePtr& sequence : running_) {
-    if (budget == 0) return;
-    if (sequence->scheduled > 0) continue;
-    if (schedule_chunk(*sequence, std::min(sequence->missing(), budget))) budget -= sequence->scheduled;
-  }
-}
-
-/// Up to `tokens` more tokens, as many as there are blocks for; false if there are none.
-bool Engine::schedule_chunk(Sequence& sequence, std::int64_t tokens) {
-  if (!sequence.reserve(blocks_, sequence.computed + tokens)) {
-    const auto held = static_cast<std::int64_t>(sequence.block_table().size()) * blocks_.block_size();
-    tokens = held - sequence.computed;
-  }
-  if (tokens <= 0) return false;
-  sequence.scheduled = tokens;
-  batch_.push_back(&sequence);
-  return true;
-}
-
-/// First come, first served: who does not fit waits, and so does everybody behind.
-void Engine::admit(std::int64_t& budget) {
-  while (!waiting_.empty() && budget > 0 && static_cast<std::int64_t>(running_.size()) < options_.max_num_seqs) {
-    Sequence& sequence = *waiting_.front();
-    if (options_.prefix_caching && !sequence.request().prompt_logprobs) sequence.match_prefix(blocks_);
-    if (!has_room(sequence)) return sequence.drop(blocks_);
+/// What is to be noted of requests that were admitted in this step.
+void Engine::begin(std::span<ScheduledRequest* const> batch) {
+  for (ScheduledRequest* request : batch) {
+    if (!std::exchange(request->fresh, false)) continue;
+    auto& sequence = static_cast<Sequence&>(*request);
     if (sequence.admitted == std::chrono::steady_clock::time_point()) {
       sequence.admitted = std::chrono::steady_clock::now();
       sequence.cached_tokens = sequence.computed;
     }
     totals_.prefix_queries += sequence.size();
     totals_.prefix_hits += sequence.computed;
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.erase(waiting_.begin());
-    if (schedule_chunk(sequence, std::min(sequence.missing(), budget))) budget -= sequence.scheduled;
   }
 }
 
-/// Free blocks for all its tokens, beside what admitted prompts still need.
-bool Engine::has_room(const Sequence& sequence) const {
-  if (running_.empty()) return true;  // add() made sure that it fits alone
-  std::int64_t needed = sequence.blocks_missing(sequence.size());
-  for (const SequencePtr& other : running_) needed += other->blocks_missing(other->size());
-  return needed <= blocks_.free_blocks();
-}
-
-/// The request that was admitted last goes back to the head of the queue; its tokens will be computed again.
-void Engine::preempt_last() {
-  running_.back()->drop(blocks_);
-  waiting_.insert(waiting_.begin(), std::move(running_.back()));
-  running_.pop_back();
-  ++totals_.preemptions;
-}
-
-void Engine::compute() {
+void Engine::compute(const StepPlan& plan, double start) {
+  begin(plan.batch);
+  if (plan.shape.density != model_density_) model_.set_compensator_density(plan.shape.density);
+  model_density_ = plan.shape.density;
   chunks_.clear();
-  for (const Sequence* sequence : batch_) {
-    const auto tokens = sequence->tokens().subspan(static_cast<std::size_t>(sequence->computed),
-                                                   static_cast<std::size_t>(sequence->scheduled));
-    chunks_.push_back({tokens, sequence->computed, sequence->block_table()});
+  for (ScheduledRequest* request : plan.batch) {
+    auto& sequence = static_cast<Sequence&>(*request);
+    const auto tokens = sequence.tokens().subspan(static_cast<std::size_t>(sequence.computed),
+                                                  static_cast<std::size_t>(sequence.scheduled));
+    chunks_.push_back({tokens, sequence.computed, sequence.block_table()});
+    sequence.density = std::min(sequence.density, plan.shape.density);
   }
   const auto hidden = model_.step(chunks_, *cache_);
   const auto width = static_cast<std::size_t>(model_.config().hidden_size);
   sampled_.clear();
   last_hidden_.clear();
   std::size_t row = 0;
-  for (Sequence* sequence : batch_) {
-    const auto rows = static_cast<std::size_t>(sequence->scheduled);
-    if (sequence->request().prompt_logprobs) {
-      score_prompt(*sequence, sequence->computed, hidden.subspan(row * width, rows * width));
+  for (ScheduledRequest* request : plan.batch) {
+    auto& sequence = static_cast<Sequence&>(*request);
+    const auto rows = static_cast<std::size_t>(sequence.scheduled);
+    if (sequence.request().prompt_logprobs) {
+      score_prompt(sequence, sequence.computed, hidden.subspan(row * width, rows * width));
     }
     row += rows;
-    sequence->commit(blocks_, options_.prefix_caching);
-    if (sequence->missing() > 0) continue;
+    sequence.commit(blocks_, options_.prefix_caching);
+    if (sequence.missing() > 0) continue;
     const auto last = hidden.subspan((row - 1) * width, width);
     last_hidden_.insert(last_hidden_.end(), last.begin(), last.end());
-    sampled_.push_back(sequence);
+    sampled_.push_back(&sequence);
   }
   sample(last_hidden_);
+  const double end = now();
+  for (Sequence* sequence : sampled_) scheduler_.token(*sequence, end);
+  scheduler_.done(end - start);
+  totals_.predicted_seconds = plan.predicted;
+  totals_.step_seconds = end - start;
+  totals_.compensator_density = plan.shape.density;
   retire();
 }
 
@@ -271,24 +264,30 @@ void Engine::report(Sequence& sequence, std::int32_t token) {
                       token >= 0 ? sequence.sampler.logprobs() : std::span<const TokenLogprob>(),
                       sequence.error ? &*sequence.error : nullptr, sequence.cached_tokens, sequence.admitted,
                       sequence.size() <= sequence.prompt_tokens() + 1 ? sequence.prompt_logprobs
-                                                                      : std::span<const std::vector<TokenLogprob>>()});
+                                                                      : std::span<const std::vector<TokenLogprob>>(),
+                      sequence.density});
 }
 
 void Engine::retire() {
-  for (SequencePtr& sequence : running_) {
+  for (Sequence* sequence : sampled_) {
     if (!sequence->finished) continue;
+    scheduler_.remove(*sequence);
     sequence->drop(blocks_);
-    reported_.push_back(std::move(sequence));
+    reported_.push_back(take(*sequence));
   }
-  std::erase(running_, nullptr);
 }
 
 EngineStats Engine::stats() const {
   EngineStats stats = totals_;
-  stats.running = static_cast<std::int64_t>(running_.size());
-  stats.waiting = static_cast<std::int64_t>(waiting_.size());
+  stats.running = static_cast<std::int64_t>(scheduler_.running().size());
+  stats.waiting = static_cast<std::int64_t>(scheduler_.waiting().size());
   stats.num_blocks = blocks_.num_blocks();
   stats.free_blocks = blocks_.free_blocks();
+  const SchedulerStats& scheduler = scheduler_.stats();
+  stats.preemptions = scheduler.preemptions;
+  stats.refused = scheduler.refused;
+  stats.steps = scheduler.steps;
+  stats.shed_steps = scheduler.shed_steps;
   return stats;
 }
 

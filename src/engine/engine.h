@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "engine/block_allocator.h"
 #include "engine/chunk_policy.h"
 #include "engine/request.h"
+#include "engine/scheduler/scheduler.h"
 #include "engine/sequence.h"
 #include "model/paged_model.h"
 
@@ -20,15 +22,21 @@ struct EngineOptions {
   KvCacheType kv_cache_type = KvCacheType::bf16;
   std::int64_t max_num_seqs = 32;  ///< requests that run at the same time
   bool prefix_caching = true;
-  std::uint64_t hash_seed = 0;  ///< of the prefix hashes; a server takes a random one
+  std::uint64_t hash_seed = 0;         ///< of the prefix hashes; a server takes a random one
+  SchedulerOptions scheduler = {};     ///< its max_num_seqs is the one above
+  std::function<double()> clock = {};  ///< seconds; empty: std::chrono::steady_clock
 };
 
-/// One caller at a time; `model` and `policy` must outlive the engine, and the model must not be used by others
-/// between steps. step() allocates nothing once every buffer has seen its largest step.
-class Engine {
+/// One caller at a time; `model` and `policy` or `latency` must outlive the engine, and the model must not be used by
+/// others between steps. step() allocates nothing once every buffer has seen its largest step.
+class Engine final : private KvSpace {
  public:
   /// Throws Error(usage) for sizes below 1, Error(out_of_resources) when the cache does not fit into memory.
   Engine(PagedModel& model, const ChunkPolicy& policy, const EngineOptions& options);
+  /// The same, keeping what requests were promised (docs/scheduler.md).
+  Engine(PagedModel& model, LatencyModel& latency, const EngineOptions& options);
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   /// Throws Error(usage) when the prompt is empty, leaves no room for a token within max_position_embeddings, or a
   /// sampling option is out of range, Error(bad_input) for tokens outside the vocabulary, and
@@ -38,7 +46,7 @@ class Engine {
   /// Ends a request; its blocks are free at once, the next step reports it. False if there is no such request.
   bool cancel(RequestId id);
 
-  bool idle() const { return running_.empty() && waiting_.empty() && ended_.empty(); }
+  bool idle() const { return sequences_.empty() && ended_.empty(); }
 
   /// One step. The result is valid until the next call; it is empty when a step only read parts of prompts.
   std::span<const StepOutput> step();
@@ -48,15 +56,20 @@ class Engine {
  private:
   using SequencePtr = std::unique_ptr<Sequence>;
 
-  void schedule();
-  void schedule_decodes();
-  std::int64_t prefill_budget() const;
-  void schedule_prefills(std::int64_t& budget);
-  void admit(std::int64_t& budget);
-  bool has_room(const Sequence& sequence) const;
-  bool schedule_chunk(Sequence& sequence, std::int64_t tokens);
-  void preempt_last();
-  void compute();
+  Engine(PagedModel& model, const EngineOptions& options, const ChunkPolicy* policy, LatencyModel* latency);
+
+  std::int64_t free_blocks() const override { return blocks_.free_blocks(); }
+  std::int64_t blocks_missing(const ScheduledRequest& request, std::int64_t tokens) const override;
+  std::int64_t capacity(const ScheduledRequest& request) const override;
+  bool reserve(ScheduledRequest& request, std::int64_t tokens) override;
+  void match_prefix(ScheduledRequest& request) override;
+  void drop(ScheduledRequest& request) override;
+
+  double now() const;
+  std::unique_ptr<Sequence> take(const ScheduledRequest& request);
+  void refuse(std::span<ScheduledRequest* const> requests);
+  void begin(std::span<ScheduledRequest* const> batch);
+  void compute(const StepPlan& plan, double start);
   void score_prompt(Sequence& sequence, std::int64_t first, std::span<const float> hidden);
   void sample(std::span<const float> hidden);
   void take_token(Sequence& sequence, std::span<const float> logits);
@@ -64,22 +77,21 @@ class Engine {
   void retire();
 
   PagedModel& model_;
-  const ChunkPolicy& policy_;
   EngineOptions options_;
   std::unique_ptr<PagedKvCache> cache_;
   BlockAllocator blocks_;
   EngineStats totals_;
   RequestId last_id_ = 0;
 
-  std::vector<SequencePtr> running_;   // in order of admission
-  std::vector<SequencePtr> waiting_;   // next one first
-  std::vector<SequencePtr> ended_;     // to be reported by the next step
-  std::vector<SequencePtr> reported_;  // of the last step: its outputs refer to them
-  std::vector<Sequence*> batch_;       // of the current step
+  std::vector<SequencePtr> sequences_;  // those that run or wait
+  std::vector<SequencePtr> ended_;      // to be reported by the next step
+  std::vector<SequencePtr> reported_;   // of the last step: its outputs refer to them
   std::vector<SequenceChunk> chunks_;
   std::vector<float> last_hidden_, logits_;
   std::vector<Sequence*> sampled_;
   std::vector<StepOutput> outputs_;
+  double model_density_ = 1;
+  Scheduler scheduler_;
 };
 
 /// Blocks that hold `tokens` tokens of one sequence.

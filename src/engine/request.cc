@@ -16,6 +16,8 @@ const char* name(FinishReason reason) {
       return "cancelled";
     case FinishReason::failed:
       return "failed";
+    case FinishReason::refused:
+      return "refused";
   }
   return "?";
 }

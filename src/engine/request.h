@@ -17,10 +17,11 @@ namespace spear {
 using RequestId = std::uint64_t;
 
 /// eos: an end token; stop: a stop string (found by whoever makes text of tokens); length: max_tokens or the model's
-/// last position; interrupted: Ctrl-C; cancelled: by the caller; failed: see StepOutput::error.
-enum class FinishReason { eos, stop, length, interrupted, cancelled, failed };
+/// last position; interrupted: Ctrl-C; cancelled: by the caller; failed: see StepOutput::error; refused: its first
+/// token could not come in time (SchedulerOptions::refuse_unattainable).
+enum class FinishReason { eos, stop, length, interrupted, cancelled, failed, refused };
 
-/// "eos", "stop", "length", "interrupted", "cancelled", "failed".
+/// "eos", "stop", "length", "interrupted", "cancelled", "failed", "refused".
 const char* name(FinishReason reason);
 
 /// What a client was promised, in milliseconds; 0: nothing.
@@ -41,6 +42,9 @@ struct Request {
   int priority = 0;                                       ///< higher ones go first
   std::shared_ptr<TokenConstraint> constraint = nullptr;  ///< of the output; one per request
   std::chrono::steady_clock::time_point arrival = {};     ///< when the promise begins; the epoch: when it is added
+  /// Exactly this part of the compensators, 0 to 1: such requests never share a step or a prefix with others, so a
+  /// server should allow few values. Nothing: what the engine runs at.
+  std::optional<double> compensator_density = {};
 };
 
 /// What a step did for one request.
@@ -54,6 +58,7 @@ struct StepOutput {
   std::chrono::steady_clock::time_point admitted = {};  ///< when its prompt was first scheduled
   /// With its first output, if Request::prompt_logprobs: for each prompt token but the first, see Sampler::logprobs.
   std::span<const std::vector<TokenLogprob>> prompt_logprobs;
+  double compensator_density = 1;  ///< the lowest part of the compensators that it was computed with so far
 };
 
 /// Totals since the engine was made, and what it holds now.
@@ -63,6 +68,10 @@ struct EngineStats {
   std::int64_t preemptions = 0;
   std::int64_t prompt_tokens = 0, generation_tokens = 0;
   std::int64_t prefix_queries = 0, prefix_hits = 0;  ///< tokens looked up and found
+  std::int64_t refused = 0;                          ///< first tokens that could not have come in time
+  std::int64_t steps = 0, shed_steps = 0;            ///< all; those with fewer compensators than there are
+  double compensator_density = 1;                    ///< of the last step
+  double predicted_seconds = 0, step_seconds = 0;    ///< of the last step; predicted: 0 without a latency model
 };
 
 }  // namespace spear

@@ -2,13 +2,17 @@
 
 #include <algorithm>
 
+#include "base/random.h"
+
 namespace spear {
 
 Sequence::Sequence(RequestId id, Request request, std::int64_t limit, std::int64_t vocab_size, std::int64_t block_size)
-    : id(id), limit(limit), sampler(request.sampling), request_(std::move(request)), block_size_(block_size) {
+    : limit(limit), sampler(request.sampling), request_(std::move(request)), block_size_(block_size) {
+  this->id = id;
   sampler.add_prompt(request_.prompt, vocab_size);
   tokens_.reserve(static_cast<std::size_t>(limit));
   tokens_ = request_.prompt;
+  length = prompt_tokens();
   block_table_.reserve(static_cast<std::size_t>((limit + block_size - 1) / block_size));
 }
 
@@ -26,8 +30,13 @@ bool Sequence::reserve(BlockAllocator& blocks, std::int64_t tokens) {
   return true;
 }
 
+std::uint64_t Sequence::root(const BlockAllocator& blocks) const {
+  if (density_class == kAnyDensity) return blocks.root();
+  return mix64(blocks.root() ^ static_cast<std::uint64_t>(density_class + 1));
+}
+
 void Sequence::match_prefix(BlockAllocator& blocks) {
-  hash_ = blocks.root();
+  hash_ = root(blocks);
   const std::span<const std::int32_t> tokens(tokens_);
   const auto size = static_cast<std::size_t>(block_size_);
   for (std::size_t end = size; end < tokens.size(); end += size) {
@@ -48,7 +57,7 @@ void Sequence::commit(BlockAllocator& blocks, bool publish) {
   for (; (published_ + 1) * block_size_ <= computed; ++published_) {
     const auto block = std::span<const std::int32_t>(tokens_).subspan(
         static_cast<std::size_t>(published_ * block_size_), static_cast<std::size_t>(block_size_));
-    if (published_ == 0) hash_ = blocks.root();
+    if (published_ == 0) hash_ = root(blocks);
     blocks.publish(block_table_[static_cast<std::size_t>(published_)], hash_, block);
     hash_ = blocks.hash(hash_, block);
   }
@@ -67,6 +76,7 @@ void Sequence::append(std::int32_t token) {
     return;
   }
   tokens_.push_back(token);
+  ++length;
   if (size() == limit) finished = FinishReason::length;
 }
 

@@ -9,30 +9,27 @@
 
 #include "engine/block_allocator.h"
 #include "engine/request.h"
+#include "engine/scheduler/scheduler.h"
 
 namespace spear {
 
-class Sequence {
+class Sequence : public ScheduledRequest {
  public:
   /// Takes all the memory it will need: `limit` is the most tokens it can ever have, prompt included.
   Sequence(RequestId id, Request request, std::int64_t limit, std::int64_t vocab_size, std::int64_t block_size);
 
-  const RequestId id;
   const std::int64_t limit;
   Sampler sampler;
-  std::int64_t computed = 0;   ///< tokens whose keys and values are in the blocks
-  std::int64_t scheduled = 0;  ///< tokens of the current step
+  double density = 1;  ///< the lowest part of the compensators that it was computed with
   std::optional<FinishReason> finished;
   std::optional<Error> error;
   std::int64_t cached_tokens = 0;                          ///< found in the prefix cache when it was first admitted
   std::chrono::steady_clock::time_point admitted = {};     ///< first; the epoch: not yet
   std::vector<std::vector<TokenLogprob>> prompt_logprobs;  ///< of prompt tokens 1, 2, ..., if they are wanted
 
-  std::int64_t size() const { return static_cast<std::int64_t>(tokens_.size()); }
+  std::int64_t size() const { return length; }
   std::int64_t prompt_tokens() const { return static_cast<std::int64_t>(request_.prompt.size()); }
-  std::int64_t missing() const { return size() - computed; }  ///< tokens to compute before the next can be sampled
   const Request& request() const { return request_; }
-  bool decoding() const { return missing() == 1 && computed > 0; }
   std::span<const std::int32_t> tokens() const { return tokens_; }
   std::span<const std::int32_t> block_table() const { return block_table_; }
 
@@ -55,6 +52,9 @@ class Sequence {
   void append(std::int32_t token);
 
  private:
+  /// Where prefixes begin: keys and values of other compensators are other ones.
+  std::uint64_t root(const BlockAllocator& blocks) const;
+
   Request request_;
   std::int64_t block_size_;
   std::vector<std::int32_t> tokens_;       // prompt and output

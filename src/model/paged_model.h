@@ -50,6 +50,9 @@ class PagedModel {
   /// token outside the vocabulary.
   virtual std::span<const float> step(std::span<const SequenceChunk> chunks, PagedKvCache& cache) = 0;
 
+  /// From the next step on: the part of the compensators that is applied, most worthwhile first. Cheap.
+  virtual void set_compensator_density(double /*density*/) {}
+
   /// hidden: [rows, hidden_size] -> out: [rows, vocab_size] logits.
   virtual void logits(std::span<const float> hidden, std::span<float> out) = 0;
 };

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <optional>
 
 #include "base/error.h"
@@ -42,10 +44,22 @@ struct CpuModel::State {
         kv_cache_type(options.kv_cache_type) {
     prepared.release(weights);
     set_compensators(options.compensators);
+    for (int index = 0; index < module_count(weights.config); ++index) {
+      if (weights.linear({index}).compensator) compensator_order.push_back(index);
+    }
   }
   void set_compensators(bool on) {
     compensators = on;
     ops.set_compensators(on);
+  }
+
+  void set_density(double density) {
+    const auto size = static_cast<double>(compensator_order.size());
+    const auto count = static_cast<std::size_t>(std::ceil(std::clamp(density, 0.0, 1.0) * size - 1e-9));
+    const auto active = ops.active_compensators();
+    for (std::size_t i = 0; i < compensator_order.size(); ++i) {
+      active[static_cast<std::size_t>(compensator_order[i])] = i < count ? 1 : 0;
+    }
   }
 
   /// Final normalized hidden states, kept until the next call. The chunks have been checked.
@@ -64,6 +78,7 @@ struct CpuModel::State {
   CpuWeights prepared;             // views of `weights`
   CpuOps ops;
   bool compensators = true;
+  std::vector<int> compensator_order;  // modules, most worthwhile first
   AttentionPlan plan;
   KvCacheType kv_cache_type;
   std::vector<std::int32_t> tokens;  // of the step, in rows
@@ -104,6 +119,16 @@ CpuModel& CpuModel::operator=(CpuModel&&) noexcept = default;
 const ModelConfig& CpuModel::config() const { return state_->weights.config; }
 const ModelWeights& CpuModel::weights() const { return state_->weights; }
 void CpuModel::set_compensators(bool on) { state_->set_compensators(on); }
+void CpuModel::set_compensator_density(double density) { state_->set_density(density); }
+
+void CpuModel::set_compensator_order(std::vector<int> modules) {
+  std::vector<int> given = modules, known = state_->compensator_order;
+  std::sort(given.begin(), given.end());
+  std::sort(known.begin(), known.end());
+  if (given != known) throw usage_error("an order of compensators has to name every module that has one, once");
+  state_->compensator_order = std::move(modules);
+}
+
 void CpuModel::set_observer(ActivationObserver observer) { state_->ops.set_observer(std::move(observer)); }
 std::string_view CpuModel::isa() const { return state_->kernels.isa; }
 int CpuModel::threads() const { return state_->pool->size(); }

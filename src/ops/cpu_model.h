@@ -64,6 +64,11 @@ class CpuModel final : public ForwardModel, public PagedModel {
 
   /// Compensators on or off from the next forward pass on; a cache must not be carried across the change.
   void set_compensators(bool on);
+  /// Modules with a compensator, those first that are worth most: what set_compensator_density() goes by; before it is
+  /// called, their order in the model. Throws Error(usage) unless each of them is named once.
+  void set_compensator_order(std::vector<int> modules);
+  /// That part of the modules, rounded up, while compensators are on. Nothing is allocated or moved.
+  void set_compensator_density(double density) override;
   void set_observer(ActivationObserver observer);  ///< an empty one listens to nothing
   KvCacheType kv_cache_type() const;  ///< of hidden_states()
   std::string_view isa() const;                    ///< "generic", "avx2", "avx512"

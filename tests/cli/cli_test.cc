@@ -260,6 +260,28 @@ TEST_F(CliTest, BenchMeasuresAModelOrAShape) {
   EXPECT_EQ(spear("bench --shape llama-2t" + grid).code, 2);
 }
 
+TEST_F(CliTest, ProfileMeasuresATableThatSimulateReads) {
+  const std::string small = " --seconds 0.2 --max-num-seqs 2 --max-chunk 16 --max-context 32 --threads 1 ";
+  const std::string table = file("table.json").string();
+  const Outcome run = spear("profile --json --model " + model() + small + "--out " + table);
+  ASSERT_EQ(run.code, 0) << run.err;
+  const json measured = json::parse(run.out);
+  EXPECT_EQ(measured.at("schema"), "spear.latency/1");
+  EXPECT_EQ(measured.at("held_out").size(), 24U);
+  EXPECT_EQ(spear("profile --quiet --model " + model() + small + "--out " + table).code, 0);  // its own is replaced
+  EXPECT_EQ(spear("profile --quiet --model " + model() + small + "--out " + text().string()).code, 2);
+
+  const std::string load = " --rate 20 --requests 30 --lengths 20:5 --ttft-ms 500 --itl-ms 50 --policies slo,8,64 ";
+  const Outcome simulated = spear("simulate --json --table " + table + load);
+  ASSERT_EQ(simulated.code, 0) << simulated.err;
+  const json result = json::parse(simulated.out);
+  ASSERT_EQ(result.at("results").size(), 3U);
+  EXPECT_EQ(result.at("results")[0].at("completed"), 30);
+  EXPECT_THAT(spear("simulate --quiet --table " + table + load).out, HasSubstr("attainment"));
+  EXPECT_EQ(spear("simulate --table " + text().string() + load).code, 3);
+  EXPECT_EQ(spear("simulate --table " + table + " --policies fast").code, 2);
+}
+
 TEST_F(CliTest, EvalOnTasks) {
   std::ofstream tasks(file("choices.jsonl"));
   for (int i = 0; i < 4; ++i)

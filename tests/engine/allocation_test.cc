@@ -6,6 +6,7 @@
 #include <new>
 
 #include "engine/engine.h"
+#include "engine/synthetic_table.h"
 
 namespace {
 std::atomic<std::int64_t> allocations{0};
@@ -59,10 +60,7 @@ class FixedModel final : public PagedModel {
   std::size_t calls_ = 0;
 };
 
-TEST(AllocationTest, StepsMakeNone) {
-  FixedModel model;
-  const TokenBudgetPolicy policy(16);
-  Engine engine(model, policy, {.num_blocks = 60});
+void steps_make_none(Engine& engine) {
   engine.add({{1, 2, 3}, 60, {}, {}});
   engine.add({{1, 2, 3, 4, 5}, 60, {.temperature = 1, .top_p = 0.9, .repetition_penalty = 1.2}, {}});
   engine.add({{5}, 60, {.temperature = 1, .top_k = 20, .logprobs = 5}, {}});
@@ -71,6 +69,23 @@ TEST(AllocationTest, StepsMakeNone) {
   const auto before = allocations.load();
   for (int i = 0; i < 45; ++i) EXPECT_EQ(engine.step().size(), 4U);
   EXPECT_EQ(allocations.load() - before, 0);
+}
+
+TEST(AllocationTest, StepsMakeNone) {
+  FixedModel model;
+  const TokenBudgetPolicy policy(16);
+  Engine engine(model, policy, {.num_blocks = 60});
+  steps_make_none(engine);
+}
+
+TEST(AllocationTest, NorDoObjectives) {
+  FixedModel model;
+  LatencyModel latency(testing::synthetic_table());
+  EngineOptions options{.num_blocks = 60};
+  options.scheduler.max_batched_tokens = 16;
+  options.scheduler.shed_compensators = true;
+  Engine engine(model, latency, options);
+  steps_make_none(engine);
 }
 
 }  // namespace

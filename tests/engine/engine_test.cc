@@ -6,6 +6,7 @@
 #include <map>
 
 #include "engine/hash_model.h"
+#include "engine/synthetic_table.h"
 
 namespace spear {
 namespace {
@@ -265,25 +266,78 @@ TEST(EngineTest, RefusesWhatCanNeverRun) {
   EXPECT_THROW(Engine(model, policy, {}), Error);
 }
 
-/// Random arrivals, cancellations, budgets and cache sizes: every request ends, gives the tokens of a run alone, and
-/// no block is lost.
+TEST(EngineTest, DensitiesDoNotShareAPrefix) {
+  HashModel model;
+  LatencyModel latency(testing::synthetic_table());
+  Engine engine(model, latency, {.num_blocks = 60});
+  Request all{random_prompt(22, 7), 6, {}, {}}, none = all;
+  none.compensator_density = 0;
+  const auto expected = plain(all), other = plain(none);
+  EXPECT_NE(expected.tokens, other.tokens);
+  for (int i = 0; i < 2; ++i) {
+    const auto a = engine.add(all), b = engine.add(none);
+    const auto outcomes = run(engine);
+    EXPECT_EQ(outcomes.at(a).tokens, expected.tokens);
+    EXPECT_EQ(outcomes.at(b).tokens, other.tokens);
+  }
+  EXPECT_EQ(engine.stats().prefix_hits, 40);  // of their like they do
+  all.compensator_density = 2;
+  EXPECT_THROW(engine.add(all), Error);
+}
+
+TEST(EngineTest, WhatCannotComeInTimeIsRefused) {
+  HashModel model;
+  LatencyModel latency(testing::synthetic_table(), false);
+  double time = 0;
+  EngineOptions options{.num_blocks = 60};
+  options.scheduler.refuse_unattainable = true;
+  options.clock = [&time] { return time; };
+  Engine engine(model, latency, options);
+  Request request{random_prompt(22, 7), 3, {}, {}};
+  request.slo.ttft_ms = 50;
+  const auto in_time = engine.add(request);
+  EXPECT_EQ(run(engine)[in_time].tokens.size(), 3U);
+  const auto late = engine.add(request);
+  time = 0.049;
+  const auto outcomes = run(engine);
+  EXPECT_EQ(outcomes.at(late).finished, FinishReason::refused);
+  EXPECT_TRUE(outcomes.at(late).tokens.empty());
+  EXPECT_EQ(engine.stats().refused, 1);
+  EXPECT_EQ(engine.stats().free_blocks, 60);
+}
+
+/// Random arrivals, objectives, priorities, densities, cancellations, budgets and cache sizes: every request ends,
+/// gives the tokens of a run alone, and no block is lost.
 TEST(EngineTest, RandomTraffic) {
   std::int64_t preemptions = 0, hits = 0, cancelled = 0;
-  for (std::uint64_t seed = 0; seed < 200; ++seed) {
+  for (std::uint64_t seed = 0; seed < 300; ++seed) {
     Random random(seed, 9);
     HashModel model;
     const TokenBudgetPolicy policy(1 + static_cast<std::int64_t>(random.below(40)));
     const auto blocks = 11 + static_cast<std::int64_t>(random.below(30));
-    Engine engine(model, policy,
-                  {.num_blocks = blocks,
-                   .max_num_seqs = 1 + static_cast<std::int64_t>(random.below(9)),
-                   .prefix_caching = random.below(4) != 0});
+    LatencyModel latency(testing::synthetic_table());
+    double time = 0;
+    EngineOptions options{.num_blocks = blocks,
+                          .max_num_seqs = 1 + static_cast<std::int64_t>(random.below(9)),
+                          .prefix_caching = random.below(4) != 0};
+    options.clock = [&] { return time += 0.02 * random.uniform(); };
+    options.scheduler.exclusive = random.below(2) == 0;
+    std::optional<Engine> held;
+    if (seed % 2 == 0) {
+      held.emplace(model, policy, options);
+    } else {
+      held.emplace(model, latency, options);
+    }
+    Engine& engine = *held;
     std::map<RequestId, Outcome> expected;
     std::vector<RequestId> ids;
     int left = 40;
     const auto outcomes = run(engine, [&] {
       while (left > 0 && random.below(3) == 0) {
-        const Request request = random_request(random);
+        Request request = random_request(random);
+        request.priority = static_cast<int>(random.below(3));
+        if (random.below(2) == 0) request.slo = {1000 * random.uniform(), 60 * random.uniform()};
+        if (random.below(4) == 0) request.compensator_density = random.below(2) == 0 ? 0.0 : 1.0;
         ids.push_back(engine.add(request));
         expected[ids.back()] = plain(request);
         --left;

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <map>
 #include <vector>
 
@@ -51,7 +52,7 @@ class HashModel final : public PagedModel {
         const std::size_t slot = slot_of(chunk, chunk.first_position + static_cast<std::int64_t>(t));
         EXPECT_EQ(writers.at(slot), -1) << "two chunks write one slot";
         writers[slot] = static_cast<std::int32_t>(c);
-        held.at(slot) = chunk.tokens[t];
+        held.at(slot) = chunk.tokens[t] + offset_;
       }
     }
     for (std::size_t c = 0; c < chunks.size(); ++c) {
@@ -67,6 +68,11 @@ class HashModel final : public PagedModel {
       }
     }
     return hidden_;
+  }
+
+  /// Another density leaves other keys and values.
+  void set_compensator_density(double density) override {
+    offset_ = static_cast<std::int32_t>(std::lround((1 - density) * 1e6));
   }
 
   void logits(std::span<const float> hidden, std::span<float> out) override {
@@ -90,6 +96,7 @@ class HashModel final : public PagedModel {
                                     position % kBlock);
   }
   std::vector<float> hidden_;
+  std::int32_t offset_ = 0;
 };
 
 }  // namespace spear::testing

@@ -67,6 +67,41 @@ TEST(CpuModelTest, EveryInstructionSetAgreesWithTheReference) {
   unsetenv("SPEAR_FORCE_ISA");
 }
 
+TEST(CpuModelTest, PartOfTheCompensatorsInTheOrderGiven) {
+  RandomModelOptions options;
+  options.compensators = true;
+  const ModelWeights weights = random_model(options);
+  const auto tokens = random_tokens(37, 61, 3);
+  std::vector<int> order;
+  for (int i = module_count(weights.config) - 1; i >= 0; --i) {
+    if (weights.linear({i}).compensator) order.push_back(i);
+  }
+  for (const Activations activations : {Activations::f32, Activations::a16}) {
+    CpuModel model(weights, {.activations = activations});
+    const double tolerance = activations == Activations::f32 ? kTolerance : 2e-2;
+    const auto all = hidden(model, tokens);
+    model.set_compensator_order(order);
+    EXPECT_EQ(hidden(model, tokens), all);
+    for (const std::size_t count : {std::size_t{0}, std::size_t{1}, order.size() / 2, order.size()}) {
+      ModelWeights part = weights;
+      for (std::size_t i = count; i < order.size(); ++i) part.linear({order[i]}).compensator.reset();
+      model.set_compensator_density(static_cast<double>(count) / static_cast<double>(order.size()));
+      const auto found = hidden(model, tokens);
+      CpuModel expected(part, {.activations = activations});
+      EXPECT_EQ(found, hidden(expected, tokens)) << count;
+      EXPECT_LT(relative_error(found, reference(part, tokens, 1)), tolerance);
+    }
+    order.pop_back();
+    EXPECT_THROW(model.set_compensator_order(order), Error);
+    order.push_back(order.front());
+    EXPECT_THROW(model.set_compensator_order(order), Error);
+    order.clear();
+    for (int i = module_count(weights.config) - 1; i >= 0; --i) {
+      if (weights.linear({i}).compensator) order.push_back(i);
+    }
+  }
+}
+
 TEST(CpuModelTest, EverythingThatFamiliesAdd) {
   RandomModelOptions options;
   options.layers = 3;

@@ -173,7 +173,7 @@ void CpuOps::apply_packed(const Activation& x, std::span<const ModuleId> ids, st
     const auto& linear = w_.linears[static_cast<std::size_t>(ids[i].index)];
     out[i] = Activation(x.rows, linear.rows());
     jobs[i] = {&linear.packed.view(), out[i].data.get()};
-    if (!compensators_ || !linear.packed_compensator) continue;
+    if (!linear.packed_compensator || !compensates(ids[i])) continue;
     const auto begin = inputs.begin(), end = begin + static_cast<std::ptrdiff_t>(input_count);
     const auto known = std::find(begin, end, &linear.packed_a->view());
     jobs[i].compensator = &*linear.packed_compensator;
@@ -193,7 +193,7 @@ void CpuOps::apply_unpacked(const Activation& x, std::span<const ModuleId> ids, 
     const auto& linear = w_.linears[static_cast<std::size_t>(ids[i].index)];
     out[i] = Activation(x.rows, linear.rows());
     jobs.push_back({&linear.weight->view(), out[i].data.get()});
-    if (!compensators_ || !linear.compensator) continue;
+    if (!linear.compensator || !compensates(ids[i])) continue;
     const CompensatorInput* a = linear.compensator->a;
     if (std::any_of(z_of_a.begin(), z_of_a.end(), [a](const auto& known) { return known.first == a; })) continue;
     z_of_a.emplace_back(a, zs.size());
@@ -204,7 +204,7 @@ void CpuOps::apply_unpacked(const Activation& x, std::span<const ModuleId> ids, 
   if (zs.empty()) return;
   for (std::size_t i = 0; i < ids.size(); ++i) {
     const auto& compensator = w_.linears[static_cast<std::size_t>(ids[i].index)].compensator;
-    if (!compensator) continue;
+    if (!compensator || !compensates(ids[i])) continue;
     const auto z =
         std::find_if(z_of_a.begin(), z_of_a.end(), [&](const auto& known) { return known.first == compensator->a; });
     add_correction(*compensator, zs[z->second], out[i]);

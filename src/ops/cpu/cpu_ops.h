@@ -92,9 +92,12 @@ class CpuOps {
         kernels_(kernels),
         attention_(attention_kernels_for(kernels.isa)),
         pool_(pool),
-        fused_(packed_kernels(kernels), pool) {}
+        fused_(packed_kernels(kernels), pool),
+        active_(weights.linears.size(), 1) {}
 
   void set_compensators(bool on) { compensators_ = on; }
+  /// By module: whether its compensator is applied, if compensators are on.
+  std::span<std::uint8_t> active_compensators() { return active_; }
   void set_observer(ActivationObserver observer) { observer_ = std::move(observer); }
 
   Stream<CpuOps> embed(const Batch& batch, NormId gain);
@@ -120,6 +123,7 @@ class CpuOps {
  private:
   /// out[i] = linear ids[i] of x, compensators included; each distinct A is applied once.
   void apply(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
+  bool compensates(ModuleId id) const { return compensators_ && active_[static_cast<std::size_t>(id.index)] != 0; }
   void apply_packed(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
   void apply_unpacked(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
   void add_bias(const std::vector<float>& bias, Activation& y);
@@ -133,6 +137,7 @@ class CpuOps {
   ThreadPool& pool_;
   FusedLinear fused_;
   bool compensators_ = true;
+  std::vector<std::uint8_t> active_;
   ActivationObserver observer_;
 };
 

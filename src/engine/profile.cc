@@ -1,0 +1,300 @@
+#include "engine/profile.h"
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <ctime>
+
+#include "base/error.h"
+#include "base/interrupt.h"
+#include "base/random.h"
+#include "base/resources.h"
+#include "engine/scheduler/compensator_order.h"
+#include "ops/cpu/paged_kv_cache.h"
+
+namespace spear {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr std::int64_t kShortContext = 32;      // of the base's decodes
+constexpr std::int64_t kLogitRows = 32;         // as in the engine
+constexpr std::int64_t kPoolBytes = 256 << 20;  // of cache that contexts are laid over: more than processors cache
+constexpr std::size_t kEnough = 40;             // measurements of a step
+constexpr double kCompensatorShare = 0.3;       // of the time
+
+/// A step to measure: `decodes` behind `context` tokens each, and a chunk.
+struct Step {
+  std::int64_t decodes = 0, context = kShortContext, prefill = 0, prefill_context = 0;
+  double density = 1;
+  std::vector<double> ms = {};
+  double spent = 0;
+
+  StepShape shape() const {
+    return {decodes, decodes * context, prefill, static_cast<double>(prefill_context), density};
+  }
+  double median() const {
+    std::vector<double> sorted = ms;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted.empty() ? 0.0 : (sorted[(sorted.size() - 1) / 2] + sorted[sorted.size() / 2]) / 2;
+  }
+};
+
+std::vector<double> nodes_up_to(std::initializer_list<std::int64_t> nodes, std::int64_t most) {
+  std::vector<double> out;
+  for (const std::int64_t node : nodes) {
+    if (node < most) out.push_back(static_cast<double>(node));
+  }
+  out.push_back(static_cast<double>(most));
+  return out;
+}
+
+class Profiler {
+ public:
+  Profiler(CpuModel& model, const ProfileOptions& options)
+      : model_(model), options_(options), random_(options.seed), size_(model.block_size()) {
+    max_context_ = std::min(options.max_context, model.config().max_position_embeddings - options.max_chunk - 1);
+    max_context_ = std::max<std::int64_t>(max_context_ / size_ * size_, 0);
+    const std::int64_t wanted = (options.max_decodes + 1) * (max_context_ / size_ + 1);
+    const std::int64_t block_bytes = model.block_bytes(options.kv_cache_type);
+    pool_ = std::max(std::min(wanted, kPoolBytes / block_bytes), max_context_ / size_ + 2);
+    const std::int64_t blocks = pool_ + options.max_decodes + options.max_chunk / size_ + 2;
+    cache_ = model.make_paged_cache(blocks, options.kv_cache_type);
+    // Pages that were never written are one page of zeros: attention would find all of it in the nearest cache.
+    auto& paged = dynamic_cast<CpuPagedKvCache&>(*cache_);
+    std::memset(paged.block(0, 0, 0), 0, static_cast<std::size_t>(paged.bytes()));
+  }
+
+  std::int64_t max_context() const { return max_context_; }
+
+  /// Milliseconds of one step, logits included.
+  double run(const Step& step) {
+    tokens_.resize(static_cast<std::size_t>(step.decodes + step.prefill));
+    for (auto& token : tokens_) {
+      token = static_cast<std::int32_t>(random_.below(static_cast<std::uint64_t>(model_.config().vocab_size)));
+    }
+    tables_.assign(static_cast<std::size_t>(step.decodes + (step.prefill > 0 ? 1 : 0)), {});
+    chunks_.clear();
+    std::int64_t own = pool_, shared = 0;
+    const auto table = [&](std::vector<std::int32_t>& blocks, std::int64_t context, std::int64_t tokens) {
+      for (std::int64_t i = 0; i < context / size_; ++i) blocks.push_back(static_cast<std::int32_t>(shared++ % pool_));
+      for (std::int64_t held = context / size_ * size_; held < context + tokens; held += size_) {
+        blocks.push_back(static_cast<std::int32_t>(own++));
+      }
+    };
+    for (std::int64_t i = 0; i < step.decodes; ++i) {
+      auto& blocks = tables_[static_cast<std::size_t>(i)];
+      table(blocks, step.context, 1);
+      chunks_.push_back({std::span(tokens_).subspan(static_cast<std::size_t>(i), 1), step.context, blocks});
+    }
+    if (step.prefill > 0) {
+      table(tables_.back(), step.prefill_context, step.prefill);
+      chunks_.push_back(
+          {std::span(tokens_).last(static_cast<std::size_t>(step.prefill)), step.prefill_context, tables_.back()});
+    }
+    model_.set_compensator_density(step.density);
+    const auto start = Clock::now();
+    const auto hidden = model_.step(chunks_, *cache_);
+    const auto width = static_cast<std::size_t>(model_.config().hidden_size);
+    const std::int64_t rows = step.decodes + (step.prefill > 0 ? 1 : 0);
+    logits_.resize(static_cast<std::size_t>(std::min(rows, kLogitRows) * model_.config().vocab_size));
+    for (std::int64_t row = 0; row < rows; row += kLogitRows) {
+      const auto count = static_cast<std::size_t>(std::min(kLogitRows, rows - row));
+      const auto of = hidden.subspan(static_cast<std::size_t>(row) * width, count * width);
+      model_.logits(of, std::span(logits_).first(count * static_cast<std::size_t>(model_.config().vocab_size)));
+    }
+    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+  }
+
+  /// Every step gets about the same time: short ones, which jitter most, are measured most often.
+  void measure(std::span<Step> steps, double seconds) {
+    double spent = 0;
+    for (Step& step : steps) run(step);  // pages, caches, buffers
+    while (true) {
+      if (interrupted()) throw Error(ExitCode::interrupted, "interrupted", "profile", "");
+      Step* next = nullptr;
+      const bool over = spent > seconds;
+      for (Step& step : steps) {
+        if (over ? step.ms.size() >= 2 : step.ms.size() >= kEnough) continue;
+        if (next == nullptr || step.spent < next->spent) next = &step;
+      }
+      if (next == nullptr) return;
+      next->ms.push_back(run(*next));
+      next->spent += next->ms.back() * 1e-3;
+      spent += next->ms.back() * 1e-3;
+    }
+  }
+
+  /// What `densities` add to each step of `rows`, by turns, so that a change of the machine's mood meets all of them.
+  LatencyGrid compensators(const std::vector<double>& densities, const std::vector<double>& rows, double seconds) {
+    LatencyGrid grid{densities, rows, std::vector<double>(densities.size() * rows.size(), 0.0)};
+    for (std::size_t j = 0; j < rows.size(); ++j) {
+      Step step;
+      const auto count = static_cast<std::int64_t>(rows[j]);
+      (count <= options_.max_decodes ? step.decodes : step.prefill) = count;
+      std::vector<std::vector<double>> added(densities.size());
+      double spent = 0;
+      run(step);
+      while (added[0].size() < 3 || (spent < seconds / static_cast<double>(rows.size()) && added[0].size() < 400)) {
+        if (interrupted()) throw Error(ExitCode::interrupted, "interrupted", "profile", "");
+        double none = 0;
+        for (std::size_t k = 0; k < densities.size(); ++k) {
+          // Forth and back again: what drifts cancels.
+          const std::size_t i = added[0].size() % 2 == 0 ? k : (densities.size() - k) % densities.size();
+          step.density = densities[i];
+          const double ms = run(step);
+          spent += ms * 1e-3;
+          if (i == 0) none = ms;
+          added[i].push_back(ms - none);
+        }
+      }
+      for (std::size_t i = 1; i < densities.size(); ++i) {
+        std::sort(added[i].begin(), added[i].end());
+        grid.node(i, j) = std::max(0.0, added[i][added[i].size() / 2]);
+      }
+    }
+    grid.make_monotone();
+    return grid;
+  }
+
+  Random& random() { return random_; }
+
+ private:
+  CpuModel& model_;
+  const ProfileOptions& options_;
+  Random random_;
+  std::int64_t size_, max_context_ = 0, pool_ = 0;
+  std::unique_ptr<PagedKvCache> cache_;
+  std::vector<std::int32_t> tokens_;
+  std::vector<std::vector<std::int32_t>> tables_;
+  std::vector<SequenceChunk> chunks_;
+  std::vector<float> logits_;
+};
+
+LatencyGrid grid_of(std::vector<double> x, std::vector<double> y) {
+  const std::size_t size = x.size() * y.size();
+  return {std::move(x), std::move(y), std::vector<double>(size, 0.0)};
+}
+
+std::vector<Step> random_steps(Profiler& profiler, const ProfileOptions& options, bool has_compensators) {
+  std::vector<Step> steps;
+  Random& random = profiler.random();
+  const auto up_to = [&](std::int64_t most) {
+    return static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(most) + 1));
+  };
+  for (std::int64_t i = 0; i < options.held_out; ++i) {
+    Step step;
+    if (i % 3 != 0) step.prefill = 1 + up_to(options.max_chunk - 1);
+    if (i % 3 != 1 || step.prefill == 0) step.decodes = 1 + up_to(options.max_decodes - 1);
+    step.context = std::max<std::int64_t>(1, up_to(profiler.max_context()));
+    step.prefill_context = up_to(profiler.max_context());
+    if (has_compensators && i % 2 == 1) step.density = random.uniform();
+    steps.push_back(std::move(step));
+  }
+  return steps;
+}
+
+}  // namespace
+
+LatencyKey latency_key(const CpuModel& model, KvCacheType kv_cache_type, const std::string& head_type,
+                       const std::string& build) {
+  const ModelConfig& c = model.config();
+  LatencyKey key;
+  key.machine = machine_description();
+  key.isa = model.isa();
+  key.build = build;
+  key.kv_cache_type = name(kv_cache_type);
+  const char* const activations[] = {"a32", "a16", "a8"};
+  key.activations = activations[static_cast<int>(model.activations())];
+  key.head_type = head_type;
+  key.model = fmt::format("{} layers, {}/{}, {}/{} heads of {}, vocabulary {}, {} bytes of compensators",
+                          c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads,
+                          c.num_key_value_heads, c.head_dim, c.vocab_size, compensator_bytes(model.weights()));
+  key.threads = model.threads();
+  return key;
+}
+
+LatencyTable profile(CpuModel& model, const ProfileOptions& options,
+                     const std::function<void(const std::string&)>& progress) {
+  if (options.max_decodes < 1 || options.max_chunk < 1 || options.max_context < 0 || !(options.seconds > 0) ||
+      options.held_out < 0 || options.max_chunk >= model.config().max_position_embeddings) {
+    throw usage_error("a number that makes no sense", "profile", "give positive numbers within the model's positions");
+  }
+  const auto say = [&](const std::string& text) {
+    if (progress) progress(text);
+  };
+  const bool has_compensators = compensator_bytes(model.weights()) > 0;
+  Profiler profiler(model, options);
+  LatencyTable table;
+  table.created = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
+  table.base = grid_of(nodes_up_to({0, 1, 2, 4, 8, 16}, options.max_decodes),
+                       nodes_up_to({0, 1, 8, 16, 32, 64, 128, 256}, options.max_chunk));
+  const auto decodes = nodes_up_to({1, 4, 16}, options.max_decodes);
+  const auto chunks = nodes_up_to({1, 32, 128}, options.max_chunk);
+  const double context = static_cast<double>(profiler.max_context());
+  table.decode_context =
+      grid_of(decodes, nodes_up_to({kShortContext, 256, 1024}, std::max(profiler.max_context(), kShortContext + 1)));
+  table.prefill_context =
+      grid_of(chunks, context > 0 ? nodes_up_to({0, 512}, profiler.max_context()) : std::vector<double>{0});
+
+  // All steps in one list, so that time is shared among them.
+  std::vector<Step> steps;
+  const auto add = [&](std::int64_t b, std::int64_t c, std::int64_t p, std::int64_t k) {
+    Step step;
+    step.decodes = b;
+    step.context = c;
+    step.prefill = p;
+    step.prefill_context = k;
+    steps.push_back(std::move(step));
+  };
+  const auto integer = [](double value) { return static_cast<std::int64_t>(value); };
+  for (const double b : table.base.x) {
+    for (const double p : table.base.y) {
+      if (b + p > 0) add(integer(b), kShortContext, integer(p), 0);
+    }
+  }
+  for (const double b : table.decode_context.x) {
+    for (const double c : table.decode_context.y) add(integer(b), integer(c), 0, 0);
+  }
+  for (const double p : table.prefill_context.x) {
+    for (const double k : table.prefill_context.y) add(0, 0, integer(p), integer(k));
+  }
+  const std::size_t nodes = steps.size();
+  for (Step& step : random_steps(profiler, options, has_compensators)) steps.push_back(std::move(step));
+  const double compensator_seconds = has_compensators ? kCompensatorShare * options.seconds : 0.0;
+  say(fmt::format("{} steps for the table, {} to check it", nodes, steps.size() - nodes));
+  profiler.measure(steps, options.seconds - compensator_seconds);
+
+  std::size_t i = 0;
+  for (double& value : table.base.value) value = &value == table.base.value.data() ? 0.0 : steps[i++].median();
+  table.base.make_monotone();
+  const auto take_excess = [&](LatencyGrid& grid) {
+    for (std::size_t x = 0; x < grid.x.size(); ++x) {
+      const double shortest = steps[i].median();
+      for (std::size_t y = 0; y < grid.y.size(); ++y) grid.node(x, y) = std::max(0.0, steps[i++].median() - shortest);
+    }
+    grid.make_monotone();
+  };
+  take_excess(table.decode_context);
+  take_excess(table.prefill_context);
+
+  if (has_compensators) {
+    say("compensators: on, off, and parts of them by turns");
+    table.compensators = profiler.compensators({0, 0.25, 0.5, 1}, {1, 8, 32, 128}, compensator_seconds);
+  } else {
+    table.compensators = {{0, 1}, {1}, {0, 0}};
+  }
+  model.set_compensator_density(1);
+  table.module_us = compensator_shares(model.weights());
+  double total = 0;
+  for (const double share : table.module_us) total += share;
+  for (double& share : table.module_us) share *= total > 0 ? 1e3 * table.compensators.at(1, 1) / total : 0.0;
+  for (i = nodes; i < steps.size(); ++i) {
+    table.held_out.push_back({steps[i].shape(), steps[i].median(), table.milliseconds(steps[i].shape())});
+  }
+  return table;
+}
+
+}  // namespace spear
