@@ -14,7 +14,7 @@ namespace {
 std::atomic<bool> json_lines{false};
 constexpr char kMembers = '\x01';  // begins a text that is members of a JSON object already
 
-std::string quoted(std::string_view text) {
+std::string json_quoted(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') {
@@ -35,7 +35,7 @@ class JsonMessage final : public spdlog::custom_flag_formatter {
   void format(const spdlog::details::log_msg& message, const std::tm&, spdlog::memory_buf_t& out) override {
     const std::string_view text(message.payload.data(), message.payload.size());
     const std::string members =
-        text.starts_with(kMembers) ? std::string(text.substr(1)) : "\"message\":" + quoted(text);
+        text.starts_with(kMembers) ? std::string(text.substr(1)) : "\"message\":" + json_quoted(text);
     out.append(members.data(), members.data() + members.size());
   }
   std::unique_ptr<custom_flag_formatter> clone() const override { return spdlog::details::make_unique<JsonMessage>(); }
@@ -61,9 +61,9 @@ void use_json() {
 }
 
 void event(std::string_view name, const Fields& fields) {
-  std::string line = json_lines ? kMembers + ("\"message\":" + quoted(name)) : std::string(name);
+  std::string line = json_lines ? kMembers + ("\"message\":" + json_quoted(name)) : std::string(name);
   for (const auto& [key, value] : fields) {
-    line += json_lines ? "," + quoted(key) + ":" + quoted(value) : fmt::format(" {}={}", key, value);
+    line += json_lines ? "," + json_quoted(key) + ":" + json_quoted(value) : fmt::format(" {}={}", key, value);
   }
   spdlog::info("{}", line);
 }
