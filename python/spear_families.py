@@ -37,6 +37,20 @@ def rope_frequencies(theta: float, head_dim: int, scaling: dict | None) -> np.nd
     return ((1 - kept) / factor + kept) * frequencies
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return scores / scores.sum(axis=-1, keepdims=True)
+
+
+def rotate(x: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    """Rotary embedding of [n, heads, head_dim] at positions 0..n-1; the halves of a head form the pairs."""
+    half = x.shape[-1] // 2
+    angles = np.outer(np.arange(len(x)), frequencies)
+    cos, sin = (f(angles).astype(np.float32)[:, None, :] for f in (np.cos, np.sin))
+    a, b = x[..., :half], x[..., half:]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
 class Family:
     """What a model family adds to the plain decoder, from the config.json that SPEAR writes (docs/formats.md)."""
 

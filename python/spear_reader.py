@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spear_families import Family, silu
+from spear_families import Family, rotate, silu, softmax
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
 
@@ -227,11 +227,6 @@ def read_compensators(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[st
 # ---------------------------------------------------------------- the model
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return scores / scores.sum(axis=-1, keepdims=True)
-
-
 class SpearModel:
     """weights: module name -> [out, in] float32; compensators: module name -> Compensator."""
 
@@ -294,19 +289,11 @@ class SpearModel:
             return x
         return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(self.eps)) * self.gains[name]
 
-    def rotate(self, x: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
-        """Rotary embedding of [n, heads, head_dim] at positions 0..n-1; the halves of a head form the pairs."""
-        half = self.head_dim // 2
-        angles = np.outer(np.arange(len(x)), frequencies)
-        cos, sin = (f(angles).astype(np.float32)[:, None, :] for f in (np.cos, np.sin))
-        a, b = x[..., :half], x[..., half:]
-        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
     def attention(self, n: int, x: np.ndarray) -> np.ndarray:
         tokens, module, local = len(x), f"model.layers.{n}.self_attn.", self.family.local[n]
         q, k, v = (self.linear(f"{module}{p}_proj", x).reshape(tokens, -1, self.head_dim) for p in "qkv")
         frequencies = self.family.frequencies[local]
-        q, k = (self.rotate(self.norm(f"{module}{p}_norm", h), frequencies) for p, h in (("q", q), ("k", k)))
+        q, k = (rotate(self.norm(f"{module}{p}_norm", h), frequencies) for p, h in (("q", q), ("k", k)))
         hidden = np.triu(np.ones((tokens, tokens), bool), 1)
         if local:
             hidden |= np.tril(np.ones((tokens, tokens), bool), -self.family.window)

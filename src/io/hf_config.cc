@@ -9,6 +9,8 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "io/hf_fields.h"
+#include "io/hf_rope.h"
 #include "io/quantization_config.h"
 #include "io/untrusted.h"
 
@@ -16,45 +18,7 @@ namespace spear {
 namespace {
 
 using nlohmann::json;
-
-Error unsupported(const std::string& option, const json& value, const std::string& where) {
-  return bad_input(fmt::format("option {} = {} is not supported", option, printable(value.dump(-1, ' ', true))), where,
-                   "use a model without it: ignoring the option would change the results");
-}
-
-/// Absent and null are the same to Hugging Face.
-const json* find(const json& config, const char* key) {
-  const auto found = config.find(key);
-  return found == config.end() || found->is_null() ? nullptr : &*found;
-}
-
-std::int64_t integer(const json& value, const char* key, const std::string& where) {
-  if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX)) {
-    throw bad_input(fmt::format("{} = {} is not an integer", key, printable(value.dump(-1, ' ', true))), where);
-  }
-  return value.get<std::int64_t>();
-}
-
-std::int64_t integer_or(const json& config, const char* key, std::optional<std::int64_t> fallback,
-                        const std::string& where) {
-  if (const json* value = find(config, key)) return integer(*value, key, where);
-  if (!fallback) throw bad_input(fmt::format("{} is missing", key), where, "use the config.json of the original model");
-  return *fallback;
-}
-
-double real_or(const json& config, const char* key, double fallback, const std::string& where) {
-  const json* value = find(config, key);
-  if (value == nullptr) return fallback;
-  if (!value->is_number()) throw bad_input(fmt::format("{} is not a number", key), where);
-  return value->get<double>();
-}
-
-bool boolean_or(const json& config, const char* key, bool fallback, const std::string& where) {
-  const json* value = find(config, key);
-  if (value == nullptr) return fallback;
-  if (!value->is_boolean()) throw bad_input(fmt::format("{} is not true or false", key), where);
-  return value->get<bool>();
-}
+using namespace hf;  // NOLINT: the fields of config.json
 
 /// Defaults of transformers' configuration classes, where families differ.
 struct Family {
@@ -205,77 +169,6 @@ void parse_family(const json& config, ModelConfig& model, const std::string& whe
   model.embedding_scale = real_or(config, "embedding_scale", scale, where);
 }
 
-/// One set of rotary parameters: rope_scaling, rope_parameters or a layer type's part of it.
-void parse_rope(const json& rope, const std::string& key, double& theta, RopeScaling& scaling,
-                const std::string& where) {
-  if (!rope.is_object()) throw unsupported(key, rope, where);
-  std::string type = "default";
-  for (const auto& [field, value] : rope.items()) {
-    const std::string option = fmt::format("{}.{}", key, printable(field));
-    if (value.is_null()) continue;
-    if (field == "rope_type" || field == "type") {
-      if (value != "default" && value != "linear" && value != "llama3") {
-        throw bad_input(fmt::format("option {} = {} is not supported", option, printable(value.dump(-1, ' ', true))),
-                        where, "use a model whose rotary embedding is plain or stretched by 'linear' or 'llama3'");
-      }
-      if (type == "default") type = value.get<std::string>();
-    } else if (field == "rope_theta") {
-      theta = real_or(rope, "rope_theta", theta, where);
-    } else if (field == "factor") {
-      scaling.factor = real_or(rope, "factor", 1, where);
-    } else if (field == "low_freq_factor") {
-      scaling.low_freq_factor = real_or(rope, "low_freq_factor", 1, where);
-    } else if (field == "high_freq_factor") {
-      scaling.high_freq_factor = real_or(rope, "high_freq_factor", 4, where);
-    } else if (field == "original_max_position_embeddings") {
-      scaling.original_max_position_embeddings = integer(value, option.c_str(), where);
-    } else if (!(field == "partial_rotary_factor" && value == 1.0)) {
-      throw unsupported(option, value, where);
-    }
-  }
-  const auto need = [&](std::initializer_list<const char*> fields) {
-    for (const char* field : fields) {
-      if (find(rope, field) == nullptr) throw bad_input(fmt::format("{}.{} is missing", key, field), where);
-    }
-  };
-  if (type == "linear") {
-    need({"factor"});
-    scaling.type = RopeScaling::Type::linear;
-  } else if (type == "llama3") {
-    need({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"});
-    scaling.type = RopeScaling::Type::llama3;
-  } else {
-    scaling = {};
-  }
-}
-
-/// rope_theta and scaling, from the top level or, as newer files have it, from rope_parameters; Gemma has two sets.
-void parse_ropes(const json& config, ModelConfig& model, double default_theta, const std::string& where) {
-  const bool gemma = model.model_type == "gemma3_text";
-  model.rope_theta = real_or(config, "rope_theta", default_theta, where);
-  if (gemma) model.rope_local_theta = real_or(config, "rope_local_base_freq", 10000.0, where);
-  const json* parameters = find(config, "rope_parameters");
-  if (parameters != nullptr && gemma) {
-    if (!parameters->is_object()) throw unsupported("rope_parameters", *parameters, where);
-    for (const auto& [layers, rope] : parameters->items()) {
-      RopeScaling none;
-      if (layers == "full_attention") {
-        parse_rope(rope, "rope_parameters.full_attention", model.rope_theta, model.rope_scaling, where);
-      } else if (layers == "sliding_attention") {
-        parse_rope(rope, "rope_parameters.sliding_attention", model.rope_local_theta, none, where);
-      } else {
-        throw unsupported("rope_parameters." + printable(layers), rope, where);
-      }
-      if (none.type != RopeScaling::Type::none) throw unsupported("rope_parameters.sliding_attention", rope, where);
-    }
-  } else if (parameters != nullptr) {
-    parse_rope(*parameters, "rope_parameters", model.rope_theta, model.rope_scaling, where);
-  }
-  if (const json* scaling = find(config, "rope_scaling")) {
-    parse_rope(*scaling, "rope_scaling", model.rope_theta, model.rope_scaling, where);
-  }
-}
-
 /// Token ids of eos_token_id: a number, a list, null or absent.
 std::vector<std::int64_t> parse_eos_token_ids(const json& config, const std::string& where) {
   std::vector<std::int64_t> ids;
@@ -283,19 +176,6 @@ std::vector<std::int64_t> parse_eos_token_ids(const json& config, const std::str
   if (eos == nullptr) return ids;
   for (const json& id : eos->is_array() ? *eos : json::array({*eos})) ids.push_back(integer(id, "eos_token_id", where));
   return ids;
-}
-
-json rope_scaling_json(const RopeScaling& scaling) {
-  switch (scaling.type) {
-    case RopeScaling::Type::none: return nullptr;
-    case RopeScaling::Type::linear: return {{"rope_type", "linear"}, {"factor", scaling.factor}};
-    case RopeScaling::Type::llama3: break;
-  }
-  return {{"rope_type", "llama3"},
-          {"factor", scaling.factor},
-          {"low_freq_factor", scaling.low_freq_factor},
-          {"high_freq_factor", scaling.high_freq_factor},
-          {"original_max_position_embeddings", scaling.original_max_position_embeddings}};
 }
 
 /// In the words of old readers and of new ones (layer_types).
@@ -345,7 +225,7 @@ HfConfig parse_hf_config(const json& config, const std::string& where) {
   model.bos_token_id = integer_or(config, "bos_token_id", -1, where);
   model.eos_token_ids = parse_eos_token_ids(config, where);
   model.validate(where);  // before a list as long as it has layers is made
-  parse_ropes(config, model, family.rope_theta, where);
+  parse_rope(config, family.rope_theta, model, where);
   parse_windows(config, model, where);
   parse_family(config, model, where);
   model.validate(where);
@@ -390,7 +270,7 @@ json make_hf_config(const ModelConfig& model, DType dtype, const std::optional<W
       {"max_position_embeddings", model.max_position_embeddings},
       {"rms_norm_eps", model.rms_norm_eps},
       {"rope_theta", model.rope_theta},
-      {"rope_scaling", rope_scaling_json(model.rope_scaling)},
+      {"rope_scaling", make_rope_scaling(model.rope_scaling)},
       {"attention_bias", model.o_bias},
       {"mlp_bias", model.mlp_bias},
       {"tie_word_embeddings", model.tie_word_embeddings},

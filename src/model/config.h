@@ -51,7 +51,9 @@ struct ModelConfig {
 
   std::int64_t q_size() const { return num_attention_heads * head_dim; }
   std::int64_t kv_size() const { return num_key_value_heads * head_dim; }
-  bool is_local(std::int64_t layer) const { return !local_layers.empty() && local_layers[static_cast<std::size_t>(layer)]; }
+  bool is_local(std::int64_t layer) const {
+    return !local_layers.empty() && local_layers[static_cast<std::size_t>(layer)];
+  }
   /// Tokens that a token of this layer sees at most, itself included; 0: all before it.
   std::int64_t window(std::int64_t layer) const { return is_local(layer) ? sliding_window : 0; }
   double attention_scale() const;  ///< 1 / sqrt(query_pre_attn_scalar)

@@ -142,7 +142,9 @@ Vocabulary vocabulary_of_gguf(const GgufTokenizer& gguf, const std::string& wher
     if (gguf.unknown_id) result.unk_token = gguf.tokens[static_cast<std::size_t>(*gguf.unknown_id)];
     result.scores = gguf.scores;
     for (std::size_t id = 0; id < result.scores.size(); ++id) {
-      const bool mergeable = gguf.token_types[id] == kNormal || gguf.token_types[id] == kUserDefined;
+      // Gemma's runs of spaces are found in the text as they are: once it is escaped nothing can become them.
+      const bool spaces = gguf.tokens[id].find(' ') != std::string::npos;
+      const bool mergeable = !spaces && (gguf.token_types[id] == kNormal || gguf.token_types[id] == kUserDefined);
       if (!mergeable) result.scores[id] = NAN;
       if (mergeable && std::isnan(result.scores[id]))
         throw bad_input("the score of token " + std::to_string(id) + " is NaN", where, "the file is damaged");

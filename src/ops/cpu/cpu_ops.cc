@@ -259,7 +259,8 @@ Stream<CpuOps> CpuOps::linear_tail(Activation y, const Tail& tail, Stream<CpuOps
 
 void CpuOps::normalize(const Activation& x, NormId gain, Activation& out) {
   const auto& values = w_.norms[static_cast<std::size_t>(gain.index)];
-  const auto size = static_cast<std::int64_t>(values.size()), grain = std::max<std::int64_t>(kRowGrain * w_.config.hidden_size / size, 1);
+  const auto size = static_cast<std::int64_t>(values.size());
+  const std::int64_t grain = std::max<std::int64_t>(kRowGrain * w_.config.hidden_size / size, 1);
   const auto eps = static_cast<float>(w_.config.rms_norm_eps);
   pool_.parallel_for(x.rows * x.cols / size, grain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
