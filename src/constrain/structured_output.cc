@@ -11,6 +11,15 @@ namespace {
 
 using namespace constrain;
 
+/// Special tokens stand for no text and are left out.
+std::shared_ptr<const constrain::Vocabulary> vocabulary_of(const Tokenizer& tokenizer) {
+  std::vector<std::pair<std::string, std::int32_t>> tokens;
+  for (std::int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+    if (!tokenizer.is_special(id)) tokens.emplace_back(tokenizer.token_bytes(id), id);
+  }
+  return std::make_shared<constrain::Vocabulary>(std::move(tokens), tokenizer.vocab_size());
+}
+
 /// {"name": "f", "arguments": {...}} of any of the functions.
 RuleId add_call_rule(GrammarBuilder& builder, JsonRules& rules, const std::vector<ToolFunction>& functions,
                      const char* arguments) {
@@ -76,8 +85,7 @@ Grammar tool_grammar(ToolFormat format, const std::vector<ToolFunction>& functio
 
 }  // namespace
 
-StructuredOutput::StructuredOutput(const Tokenizer& tokenizer)
-    : vocabulary_(std::make_shared<constrain::Vocabulary>(tokenizer)) {}
+StructuredOutput::StructuredOutput(const Tokenizer& tokenizer) : vocabulary_(vocabulary_of(tokenizer)) {}
 
 StructuredOutput::GrammarPtr StructuredOutput::json_object() {
   return find_or_make("object", [] { return any_object(); });

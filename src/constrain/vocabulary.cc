@@ -2,24 +2,12 @@
 
 #include <algorithm>
 
-#include "text/tokenizer.h"
-
 namespace spear::constrain {
 namespace {
 
 constexpr std::size_t kLongest = 4096;  // a longer token is never offered
 
-std::vector<std::pair<std::string, std::int32_t>> tokens_of(const Tokenizer& tokenizer) {
-  std::vector<std::pair<std::string, std::int32_t>> tokens;
-  for (std::int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
-    if (!tokenizer.is_special(id)) tokens.emplace_back(tokenizer.token_bytes(id), id);
-  }
-  return tokens;
-}
-
 }  // namespace
-
-Vocabulary::Vocabulary(const Tokenizer& tokenizer) : Vocabulary(tokens_of(tokenizer), tokenizer.vocab_size()) {}
 
 Vocabulary::Vocabulary(std::vector<std::pair<std::string, std::int32_t>> tokens, std::int32_t size) : size_(size) {
   bytes_.resize(static_cast<std::size_t>(size));

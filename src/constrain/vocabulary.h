@@ -8,10 +8,6 @@
 #include <utility>
 #include <vector>
 
-namespace spear {
-class Tokenizer;
-}
-
 namespace spear::constrain {
 
 class Vocabulary {
@@ -23,9 +19,7 @@ class Vocabulary {
     std::uint8_t byte;
   };
 
-  /// Special tokens stand for no text and are left out.
-  explicit Vocabulary(const Tokenizer& tokenizer);
-  /// (bytes, id), in any order; empty ones are left out.
+  /// (bytes, id), in any order, ids below `size`; empty ones are left out.
   Vocabulary(std::vector<std::pair<std::string, std::int32_t>> tokens, std::int32_t size);
 
   /// Node 0 is the root: the empty text.

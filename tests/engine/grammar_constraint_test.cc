@@ -42,9 +42,9 @@ std::string sample(GrammarConstraint& constraint, const SamplingOptions& options
 TEST(GrammarConstraintTest, EndsWhereTheTextIsCompleteAndNowhereElse) {
   const auto grammar = grammar_of(R"({"type":"object","properties":{"a":{"enum":[10,11,1]}},"required":["a"]})");
   GrammarConstraint constraint(grammar, {kEnd});
-  EXPECT_EQ(sample(constraint, {}, "}1"), R"({"a":1})");
+  EXPECT_EQ(sample(constraint, {}, "}1\""), R"({"a":1})");
   GrammarConstraint again(grammar, {kEnd});
-  EXPECT_EQ(sample(again, {.logit_bias = {{kEnd, -100.0F}}}, "1}"), R"({"a":11})");
+  EXPECT_EQ(sample(again, {.logit_bias = {{kEnd, -100.0F}}}, "1}\""), R"({"a":11})");
 }
 
 /// Log-probabilities are the model's own, whatever the constraint forbids.
