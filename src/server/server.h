@@ -44,7 +44,6 @@ class Server {
   bool healthy() const;
   Metrics& metrics() { return metrics_; }
   EngineStats stats() const { return thread_.stats(); }
-  bool idle() const { return thread_.active() == 0; }
 
  private:
   using Route = HttpResponse (Server::*)(const HttpRequest&);

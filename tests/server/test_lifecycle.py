@@ -211,6 +211,9 @@ class Watchdog(unittest.TestCase):
             while server.get("/health")[0] != 200 and time.monotonic() < end:
                 time.sleep(0.05)
             self.assertTrue(server.alive(), "green again once it moves")
+            stream.close()
+            server.wait_idle()
+            server.start_stream(prompt="x", max_tokens=4000)
             server.wait_for("vllm:num_requests_running", lambda n: n == 1)
             with Stopped(thread):  # for good: a signal still ends the process
                 server.process.send_signal(signal.SIGTERM)
