@@ -5,7 +5,8 @@ An independent reading of docs/checkpoint.md, meant as a way in for researchers 
     python -m spear_reader CHECKPOINT --text FILE --context 1024 --windows 20
 
 Needs numpy; `tokenizers` only to tokenize text (--ids takes token ids instead). Also reads plain Hugging Face
-directories of the Llama architecture (F32, F16, BF16).
+directories of the families llama, mistral, qwen2, qwen3 and gemma3_text (F32, F16, BF16) whose config.json names what
+has a default.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from spear_families import Family, silu
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
 
@@ -224,11 +227,6 @@ def read_compensators(path: Path, shapes: dict[str, tuple[int, int]]) -> dict[st
 # ---------------------------------------------------------------- the model
 
 
-def silu(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return x / (1 + np.exp(-x))
-
-
 def softmax(scores: np.ndarray) -> np.ndarray:
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return scores / scores.sum(axis=-1, keepdims=True)
@@ -251,27 +249,26 @@ class SpearModel:
         shapes = {f"model.layers.{n}.{kind}": shape for n in range(self.layers) for kind, shape in kinds.items()}
         self.weights = {module: read_weight(file, module, *shape, scheme) for module, shape in shapes.items()}
         self.embedding = file.floats("model.embed_tokens.weight", (self.vocab, d))
-        tied = self.config.get("tie_word_embeddings", False) and "lm_head.weight" not in file
+        tied = self.config.get("tie_word_embeddings", self.family.output_norms) and "lm_head.weight" not in file
         self.head = self.embedding if tied else file.floats("lm_head.weight", (self.vocab, d))
-        norms = [f"model.layers.{n}.{k}_layernorm" for n in range(self.layers) for k in ("input", "post_attention")]
-        self.gains = {name: file.floats(name + ".weight", (d,)) for name in ["model.norm", *norms]}
+        c = self.family
+        norms = {f"model.layers.{n}.{norm}": size for n in range(self.layers) for norm, size in c.norms.items()}
+        norms["model.norm"] = d
+        self.gains = {name: file.floats(name + ".weight", (size,)) + c.gain_offset for name, size in norms.items()}
+        biased = [module for module in shapes if module.split(".", 3)[3] in c.biased]
+        self.biases = {module: file.floats(module + ".bias", (shapes[module][0],)) for module in biased}
         sidecar = path / "compensators.safetensors"
         self.compensators = read_compensators(sidecar, shapes) if use_compensators and sidecar.exists() else {}
 
     def _read_config(self, config: dict) -> Scheme | None:
-        require(config["model_type"] == "llama", f"architecture {config['model_type']!r} is not supported")
-        for field in ("rope_scaling", "attention_bias", "mlp_bias"):
-            require(not config.get(field), f"{field} is not supported")
-        rope = config.get("rope_parameters") or {}
-        require(rope.get("rope_type", "default") == "default", "only plain rotary embedding is supported")
         self.layers, self.hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
         self.intermediate, self.vocab = int(config["intermediate_size"]), int(config["vocab_size"])
         self.heads = int(config["num_attention_heads"])
         self.kv_heads = int(config.get("num_key_value_heads") or self.heads)
         self.head_dim = int(config.get("head_dim") or self.hidden // self.heads)
-        self.theta = float(rope.get("rope_theta") or config.get("rope_theta", 1e4))
         self.eps = float(config.get("rms_norm_eps", 1e-6))
         require(1 <= self.layers <= 10000 and self.heads % self.kv_heads == 0, "layers or heads make no sense")
+        self.family = Family(config, self.hidden, self.layers, self.head_dim)
         return parse_scheme(config) if "quantization_config" in config else None
 
     @staticmethod
@@ -286,41 +283,50 @@ class SpearModel:
 
     def linear(self, module: str, x: np.ndarray) -> np.ndarray:
         y = x @ self.weights[module].T
+        if module in self.biases:
+            y = y + self.biases[module]
         compensator = self.compensators.get(module)
         return y if compensator is None else y + compensator(x)
 
     def norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        """x unchanged if the family has no such norm."""
+        if name not in self.gains:
+            return x
         return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(self.eps)) * self.gains[name]
 
-    def rotate(self, x: np.ndarray) -> np.ndarray:
+    def rotate(self, x: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
         """Rotary embedding of [n, heads, head_dim] at positions 0..n-1; the halves of a head form the pairs."""
         half = self.head_dim // 2
-        angles = np.outer(np.arange(len(x)), self.theta ** (-np.arange(half) / half))
+        angles = np.outer(np.arange(len(x)), frequencies)
         cos, sin = (f(angles).astype(np.float32)[:, None, :] for f in (np.cos, np.sin))
         a, b = x[..., :half], x[..., half:]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
-    def attention(self, layer: str, x: np.ndarray) -> np.ndarray:
-        n = len(x)
-        q, k, v = (self.linear(f"{layer}.self_attn.{p}_proj", x).reshape(n, -1, self.head_dim) for p in "qkv")
-        q, k = self.rotate(q), self.rotate(k)
-        mask = np.triu(np.full((n, n), -np.inf, np.float32), 1)
+    def attention(self, n: int, x: np.ndarray) -> np.ndarray:
+        tokens, module, local = len(x), f"model.layers.{n}.self_attn.", self.family.local[n]
+        q, k, v = (self.linear(f"{module}{p}_proj", x).reshape(tokens, -1, self.head_dim) for p in "qkv")
+        frequencies = self.family.frequencies[local]
+        q, k = (self.rotate(self.norm(f"{module}{p}_norm", h), frequencies) for p, h in (("q", q), ("k", k)))
+        hidden = np.triu(np.ones((tokens, tokens), bool), 1)
+        if local:
+            hidden |= np.tril(np.ones((tokens, tokens), bool), -self.family.window)
         out = np.empty_like(q)
         for head in range(self.heads):
             kv = head * self.kv_heads // self.heads
-            scores = q[:, head] @ k[:, kv].T / np.float32(math.sqrt(self.head_dim)) + mask
-            out[:, head] = softmax(scores) @ v[:, kv]
-        return self.linear(f"{layer}.self_attn.o_proj", out.reshape(n, -1))
+            scores = q[:, head] @ k[:, kv].T * np.float32(self.family.score_scale)
+            out[:, head] = softmax(np.where(hidden, np.float32(-np.inf), scores)) @ v[:, kv]
+        return self.linear(f"{module}o_proj", out.reshape(tokens, -1))
 
     def hidden_states(self, ids: np.ndarray) -> np.ndarray:
         """Token ids [n] -> final normalized hidden states [n, hidden_size]."""
-        x = self.embedding[ids]
+        c, x = self.family, self.embedding[ids] * np.float32(self.family.embedding_scale)
         for n in range(self.layers):
-            layer = f"model.layers.{n}"
-            x = x + self.attention(layer, self.norm(f"{layer}.input_layernorm", x))
-            y = self.norm(f"{layer}.post_attention_layernorm", x)
-            y = silu(self.linear(f"{layer}.mlp.gate_proj", y)) * self.linear(f"{layer}.mlp.up_proj", y)
-            x = x + self.linear(f"{layer}.mlp.down_proj", y)
+            layer = f"model.layers.{n}."
+            attended = self.attention(n, self.norm(layer + "input_layernorm", x))
+            x = x + (self.norm(layer + "post_attention_layernorm", attended) if c.output_norms else attended)
+            y = self.norm(layer + ("pre_feedforward_layernorm" if c.output_norms else "post_attention_layernorm"), x)
+            y = c.activation(self.linear(layer + "mlp.gate_proj", y)) * self.linear(layer + "mlp.up_proj", y)
+            x = x + self.norm(layer + "post_feedforward_layernorm", self.linear(layer + "mlp.down_proj", y))
         return self.norm("model.norm", x)
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
@@ -356,7 +362,7 @@ def perplexity(model: SpearModel, ids: np.ndarray, context: int, windows: int, p
     return {**result, "window_nll": sums}
 
 
-def read_ids(checkpoint: Path, text: str | None, ids: str | None) -> np.ndarray:
+def read_ids(checkpoint: Path, text: str | None, ids: str | None, context: int) -> np.ndarray:
     if ids is not None and ids.endswith(".npy"):
         return np.load(ids, allow_pickle=False).ravel()
     if ids is not None:
@@ -367,7 +373,11 @@ def read_ids(checkpoint: Path, text: str | None, ids: str | None) -> np.ndarray:
         raise CheckpointError("--text needs the package tokenizers; --ids needs nothing") from error
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     content = Path(text).read_bytes().decode("utf-8")
-    return np.array(tokenizer.encode(content, add_special_tokens=False).ids, dtype=np.int64)
+    ids = np.array(tokenizer.encode(content, add_special_tokens=False).ids, dtype=np.int64)
+    # What the model's sequences begin with (BOS) takes the place of each window's first token.
+    if opening := tokenizer.encode("").ids:
+        ids[::context] = opening[0]
+    return ids
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -382,7 +392,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     try:
-        ids = read_ids(options.checkpoint, options.text, options.ids)
+        ids = read_ids(options.checkpoint, options.text, options.ids, options.context)
         model = SpearModel(options.checkpoint, not options.no_compensators)
 
         def show(done: int, so_far: float) -> None:

@@ -38,8 +38,8 @@ struct Session {
 
 std::optional<EvalResult> evaluate_text(const Session& s) {
   if (s.options.text.empty()) return std::nullopt;
-  const auto windows = first_windows(s.tokenizer.encode(read_text_file(s.options.text)), s.options.windows,
-                                     s.options.context, s.options.text);
+  const auto windows = first_windows(s.tokenizer, read_text_file(s.options.text), s.options.windows, s.options.context,
+                                     s.options.text);
   ThreadPool pool(s.common.threads);
   EvalOptions options;
   options.pool = &pool;
@@ -54,7 +54,7 @@ std::optional<EvalResult> evaluate_text(const Session& s) {
 
 nlohmann::json evaluate_tasks(const Session& s) {
   if (s.options.tasks.empty()) return nullptr;
-  const Encode encode = [&s](std::string_view text) { return s.tokenizer.encode(text); };
+  const Encode encode = [&s](std::string_view text) { return encode_sequence(s.tokenizer, text); };
   TaskOptions options;
   options.progress = true;
   std::vector<TaskResult> results, references;

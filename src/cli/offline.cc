@@ -44,7 +44,7 @@ int run_recover(const OfflineOptions& options) {
   apply(*options.common);
   set_threads(*options.common);
   const RecoverOptions recover_options = options.resolve();
-  if (options.dry_run) return print_plan(recover_options, *options.common);
+  if (options.dry_run) return print_plan(recover_options, PlannedCommand::recover, *options.common);
   const auto manifest = recover(recover_options);
   if (options.common->json) {
     print_json(manifest);
@@ -60,6 +60,7 @@ int run_quantize(const OfflineOptions& options) {
   apply(*options.common);
   set_threads(*options.common);
   const RecoverOptions quantize_options = options.resolve();
+  if (options.dry_run) return print_plan(quantize_options, PlannedCommand::quantize, *options.common);
   const auto manifest = quantize(quantize_options);
   if (options.common->json) {
     print_json(manifest);
@@ -121,6 +122,7 @@ void add_commands(CommandLine& line) {
   quantize_options->add_model(quantize_command, "full-precision model: GGUF file or Hugging Face directory");
   quantize_options->add_output(quantize_command);
   quantize_options->add_recipe(quantize_command);
+  quantize_command.add_flag("--dry-run", quantize_options->dry_run, "print bytes, memory and time, and stop");
 
   const auto diagnose_options = std::make_shared<OfflineOptions>();
   diagnose_options->quantizer = "rtn";

@@ -33,10 +33,10 @@ void OfflineOptions::add_reference(CLI::App& command) {
 
 void OfflineOptions::add_backbone(CLI::App& command, bool as_model) {
   if (as_model) {
-    command.add_option("--model,--backbone", backbone, "4-bit checkpoint (compressed-tensors)")->required();
+    command.add_option("--model,--backbone", backbone, "4-bit checkpoint: compressed-tensors, GPTQ or AWQ")->required();
     quantizer = "rtn";
   } else {
-    command.add_option("--backbone", backbone, "4-bit checkpoint whose codes stay as they are");
+    command.add_option("--backbone", backbone, "4-bit checkpoint (compressed-tensors, GPTQ, AWQ) whose codes stay as they are");
   }
 }
 
@@ -104,7 +104,7 @@ RecoverOptions OfflineOptions::resolve() const {
     set_quantizer(recipe, "rtn");
     set_tune(recipe, Tune::none);
     if (kind_of_model(backbone) != ModelKind::checkpoint) {
-      throw bad_input("not a 4-bit checkpoint", backbone, "pass a compressed-tensors directory, or use recover without --backbone");
+      throw bad_input("not a 4-bit checkpoint", backbone, "pass a compressed-tensors, GPTQ or AWQ directory, or use recover without --backbone");
     }
   }
   if (!tune.empty()) set_tune(recipe, parse_tune(tune));

@@ -42,19 +42,36 @@ void print_results(const nlohmann::json& manifest) {
   print_bytes(manifest);
 }
 
-int print_plan(const RecoverOptions& options, const CommonOptions& common) {
+int print_plan(const RecoverOptions& options, PlannedCommand command, const CommonOptions& common) {
   const ModelConfig config = read_model_config(options.reference);
-  std::int64_t parameters = config.vocab_size * config.hidden_size;
-  for (int index = 0; index < module_count(config); ++index) {
-    parameters += in_features(config, ModuleId{index}.kind()) * out_features(config, ModuleId{index}.kind());
-  }
   const Needs needs = estimate_needs(config, options.recipe);
+  const PlannedBytes bytes = planned_bytes(config, options.recipe);
+  const auto stages = planned_stages(config, options.recipe, command, options.text.empty() ? 0 : options.windows * options.context);
+  double seconds = 0;
+  for (const PlannedStage& stage : stages) seconds += stage.seconds;
   if (common.json) {
-    print_json({{"schema", "spear.plan/1"}, {"recipe", to_json(options.recipe)}, {"memory_bytes", needs.memory}, {"disk_bytes", needs.disk}});
-  } else {
-    fmt::print("{}peak memory about {}, disk about {}\n", describe_plan(options.recipe, parameters, module_count(config)),
-               format_bytes(static_cast<double>(needs.memory)), format_bytes(static_cast<double>(needs.disk)));
+    nlohmann::json plan = {{"schema", "spear.plan/1"},
+                           {"recipe", to_json(options.recipe)},
+                           {"memory_bytes", needs.memory},
+                           {"disk_bytes", needs.disk},
+                           {"bytes", {{"reference", bytes.reference}, {"result", bytes.quantized}, {"base", bytes.budget_base},
+                                      {"compensators", bytes.compensators}}},
+                           {"seconds", seconds},
+                           {"stages", nlohmann::json::array()}};
+    for (const PlannedStage& stage : stages) plan["stages"].push_back({{"name", stage.name}, {"seconds", stage.seconds}});
+    print_json(plan);
+    return 0;
   }
+  const auto size = [](std::int64_t count) { return format_bytes(static_cast<double>(count)); };
+  fmt::print("preset {}, {}, budget {:.2f} % of the model's bytes\n", options.recipe.preset, to_string(options.recipe.scheme),
+             100 * options.recipe.budget);
+  for (const PlannedStage& stage : stages) {
+    fmt::print("  {:<30} {:<46} about {}\n", stage.name, stage.what, format_duration(stage.seconds));
+  }
+  fmt::print("about {} on two Zen 4 cores\n", format_duration(seconds));
+  fmt::print("model {} in 16 bit, {} as a checkpoint, {} of it compensators\n", size(bytes.reference), size(bytes.quantized),
+             size(bytes.compensators));
+  fmt::print("peak memory about {}, disk about {}\n", size(needs.memory), size(needs.disk));
   return 0;
 }
 

@@ -12,7 +12,7 @@ namespace spear::cli {
 void print_results(const nlohmann::json& manifest);
 /// Base bytes, compensators, bits per weight.
 void print_bytes(const nlohmann::json& manifest);
-/// --dry-run: plan, memory, disk. Returns the exit code.
-int print_plan(const RecoverOptions& options, const CommonOptions& common);
+/// --dry-run: stages, bytes, memory, disk. Returns the exit code.
+int print_plan(const RecoverOptions& options, PlannedCommand command, const CommonOptions& common);
 
 }  // namespace spear::cli

@@ -187,7 +187,10 @@ int run(const CLI::App& command, const CommonOptions& common, const ModelOptions
     log::warn("anybody who reaches {} may use this server: consider --api-key-file", options.server.http.host);
   }
   log::info("{} is served at {}", served.name, url);
-  if (common.json) print_json({{"schema", "spear.serve/1"}, {"url", url}, {"model", served.name}});
+  if (common.json) {
+    print_json({{"schema", "spear.serve/1"}, {"url", url}, {"model", served.name}});
+    std::fflush(stdout);  // whoever started the server waits for it
+  }
   print_next(common, fmt::format("curl {}/v1/chat/completions -H 'Content-Type: application/json' -d "
                                  "'{{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}'",
                                  url));

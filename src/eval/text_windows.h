@@ -1,12 +1,15 @@
-// The windows of a text on which models are compared: the first N, not overlapping, no token added.
+// The windows of a text on which models are compared: the first N, not overlapping.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/forward_model.h"
+#include "text/tokenizer.h"
 
 namespace spear {
 
@@ -20,6 +23,16 @@ struct TextWindows {
     return std::span(tokens).subspan(static_cast<std::size_t>(index * context), static_cast<std::size_t>(context));
   }
 };
+
+/// The token that every sequence of this model begins with (BOS of Llama 3, Mistral, Gemma), if there is one.
+std::optional<std::int32_t> opening_token(const Tokenizer& tokenizer);
+
+/// Ids of a text by itself: the opening token, if there is one, and the text's.
+std::vector<std::int32_t> encode_sequence(const Tokenizer& tokenizer, std::string_view text);
+
+/// Windows of a text as below; the opening token, if there is one, takes the place of each window's first token.
+TextWindows first_windows(const Tokenizer& tokenizer, std::string_view text, std::int64_t windows, std::int64_t context,
+                          const std::string& where);
 
 /// The first `windows` windows of `context` tokens; windows == 0 takes all that fit. `where` names the text in errors.
 /// Throws Error(bad_input) when the text is too short, Error(usage) when context < 2 or windows < 0.

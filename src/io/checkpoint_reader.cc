@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "io/checkpoint.h"
 #include "io/compensator_file.h"
+#include "io/gptq_linear.h"
 #include "io/hf_config.h"
 #include "io/packed_linear.h"
 #include "io/safetensors.h"
@@ -23,16 +24,27 @@ constexpr auto kDenseTypes = {DType::f32, DType::f16, DType::bf16};
 LinearWeight take_linear(TensorMap& tensors, ModuleId id, const HfConfig& config, const std::string& where) {
   const std::int64_t rows = out_features(config.model, id.kind());
   const std::int64_t cols = in_features(config.model, id.kind());
-  if (config.quantization && has_packed_linear(tensors, id.name())) {
-    return take_packed_linear(tensors, id.name(), rows, cols, *config.quantization, where);
+  if (config.quantization && config.quantization->packing != QuantizationFormat::Packing::compressed_tensors) {
+    if (has_gptq_linear(tensors, id.name()))
+      return take_gptq_linear(tensors, id.name(), rows, cols, *config.quantization, where);
+  } else if (config.quantization && has_packed_linear(tensors, id.name())) {
+    return take_packed_linear(tensors, id.name(), rows, cols, config.quantization->scheme, where);
   }
   return take_tensor(tensors, id.name() + ".weight", {rows, cols}, kDenseTypes, where);
 }
 
+/// Packers of GPTQ write a bias beside every linear, whether the model has one or not.
+bool is_zero_bias(const std::string& name, const Tensor& tensor) {
+  if (!name.ends_with("_proj.bias") || !is_floating(tensor.dtype())) return false;
+  const auto values = tensor.to_floats();
+  return std::all_of(values.begin(), values.end(), [](float v) { return v == 0; });
+}
+
 /// A tensor that nobody asked for is something the forward pass would leave out.
-void check_leftovers(const TensorMap& tensors, bool tied, const std::string& where) {
+void check_leftovers(const TensorMap& tensors, bool tied, bool gptq, const std::string& where) {
   for (const auto& [name, tensor] : tensors) {
-    const bool harmless = name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+    const bool harmless = name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight") ||
+                          (gptq && is_zero_bias(name, tensor));
     if (harmless) continue;
     throw bad_input(fmt::format("tensor '{}' is not supported", printable(name)), where,
                     "use a model without adapters, experts and biases that its config does not mention");
@@ -58,7 +70,8 @@ ModelWeights take_weights(TensorMap tensors, const HfConfig& config, const std::
   if (!config.model.tie_word_embeddings) weights.lm_head = take("lm_head.weight", embedding);
   weights.layers.resize(static_cast<std::size_t>(config.model.num_hidden_layers));
   for (const NormId id : norms_of(config.model)) {
-    weights.gain(id) = stored_gain(take(id.name(config.model) + ".weight", {norm_size(config.model, id)}), config.model);
+    weights.gain(id) =
+        stored_gain(take(id.name(config.model) + ".weight", {norm_size(config.model, id)}), config.model);
   }
   for (int index = 0; index < module_count(config.model); ++index) {
     const ModuleId id{index};
@@ -68,7 +81,8 @@ ModelWeights take_weights(TensorMap tensors, const HfConfig& config, const std::
       module.bias = take(id.name() + ".bias", {out_features(config.model, id.kind())});
     }
   }
-  check_leftovers(tensors, config.model.tie_word_embeddings, where);
+  const bool gptq = config.quantization && config.quantization->packing == QuantizationFormat::Packing::gptq;
+  check_leftovers(tensors, config.model.tie_word_embeddings, gptq, where);
   return weights;
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "io/quantization_config.h"
 #include "model/config.h"
 #include "tensor/dtype.h"
 #include "tensor/w4.h"
@@ -15,7 +16,7 @@ namespace spear {
 
 struct HfConfig {
   ModelConfig model;
-  std::optional<W4Scheme> quantization;  ///< from a compressed-tensors quantization_config
+  std::optional<QuantizationFormat> quantization;  ///< from its quantization_config
 };
 
 /// Throws Error(bad_input) naming the option that is missing, malformed or not supported; `where` is the file.

@@ -23,7 +23,7 @@ void require(bool ok, const char* key, const json& value, const std::string& whe
   if (ok) return;
   throw bad_input(
       fmt::format("quantization_config: {} = {} is not supported", key, printable(value.dump(-1, ' ', true))), where,
-      "use a model in compressed-tensors pack-quantized, 4 bit, weights only");
+      "use a model in compressed-tensors pack-quantized, GPTQ or AWQ gemm, 4 bit, weights only");
 }
 
 void require_value(const json& object, const char* key, const json& expected, const std::string& where) {
@@ -57,10 +57,38 @@ W4Scheme parse_weights(const json& weights, const std::string& where) {
   return scheme;
 }
 
-}  // namespace
+/// -1: one scale per row.
+std::int64_t parse_group_size(const json& config, const std::string& where) {
+  const json group_size = field(config, "group_size");
+  require(group_size == -1 || group_size == 32 || group_size == 64 || group_size == 128, "group_size", group_size,
+          where);
+  return group_size == -1 ? 0 : group_size.get<std::int64_t>();
+}
 
-W4Scheme parse_quantization_config(const json& config, const std::string& where) {
-  require_value(config, "quant_method", "compressed-tensors", where);
+QuantizationFormat parse_gptq(const json& config, const std::string& where) {
+  require_value(config, "bits", 4, where);
+  const json symmetric = field(config, "sym");
+  require(symmetric.is_boolean(), "sym", symmetric, where);
+  require_unused(config, "dynamic", where);
+  if (field(config, "lm_head") != false) require_unused(config, "lm_head", where);
+  const json format = field(config, "checkpoint_format");
+  require(format.is_null() || format == "gptq" || format == "gptq_v2", "checkpoint_format", format, where);
+  return {QuantizationFormat::Packing::gptq,
+          {parse_group_size(config, where), symmetric.get<bool>()},
+          format == "gptq_v2" ? 0 : 1};
+}
+
+QuantizationFormat parse_awq(const json& config, const std::string& where) {
+  require(field(config, "bits") == 4 || field(config, "w_bit") == 4, "bits", field(config, "bits"), where);
+  const json version = field(config, "version");
+  require(version.is_null() || version == "gemm" || version == "GEMM", "version", version, where);
+  const json zero_point = field(config, "zero_point");
+  require(zero_point.is_boolean(), "zero_point", zero_point, where);
+  require_unused(config, "modules_to_not_convert", where);
+  return {QuantizationFormat::Packing::awq, {parse_group_size(config, where), !zero_point.get<bool>()}, 0};
+}
+
+W4Scheme parse_compressed_tensors(const json& config, const std::string& where) {
   require_value(config, "format", "pack-quantized", where);
   for (const char* key : {"kv_cache_scheme", "transform_config"}) require_unused(config, key, where);
   if (const json sparsity = field(config, "sparsity_config"); field(sparsity, "format") != "dense") {
@@ -72,6 +100,16 @@ W4Scheme parse_quantization_config(const json& config, const std::string& where)
   require_value(group, "targets", json::array({"Linear"}), where);
   for (const char* key : {"input_activations", "output_activations"}) require_unused(group, key, where);
   return parse_weights(field(group, "weights"), where);
+}
+
+}  // namespace
+
+QuantizationFormat parse_quantization_config(const json& config, const std::string& where) {
+  const json method = field(config, "quant_method");
+  if (method == "gptq") return parse_gptq(config, where);
+  if (method == "awq") return parse_awq(config, where);
+  require_value(config, "quant_method", "compressed-tensors", where);
+  return {QuantizationFormat::Packing::compressed_tensors, parse_compressed_tensors(config, where), 0};
 }
 
 json make_quantization_config(const W4Scheme& scheme, const std::vector<std::string>& ignored) {

@@ -1,4 +1,4 @@
-// The quantization_config of compressed-tensors "pack-quantized" models.
+// The quantization_config of 4-bit models: compressed-tensors "pack-quantized", GPTQ, AWQ.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -9,8 +9,16 @@
 
 namespace spear {
 
+/// How a model's 4-bit linears are stored, and what they are.
+struct QuantizationFormat {
+  enum class Packing { compressed_tensors, gptq, awq };
+  Packing packing = Packing::compressed_tensors;
+  W4Scheme scheme;
+  int zero_offset = 0;  ///< added to stored zero points: 1 in GPTQ's first format
+};
+
 /// Throws Error(bad_input) naming what differs from 4-bit integers per channel or in groups of 32, 64 or 128.
-W4Scheme parse_quantization_config(const nlohmann::json& config, const std::string& where);
+QuantizationFormat parse_quantization_config(const nlohmann::json& config, const std::string& where);
 
 /// `ignored`: names of linears left dense; lm_head is always among them.
 nlohmann::json make_quantization_config(const W4Scheme& scheme, const std::vector<std::string>& ignored);

@@ -35,8 +35,8 @@ struct Measure {
 Measure choose_text(Stages& stages, const RecoverOptions& options) {
   Measure out;
   if (!options.text.empty()) {
-    const auto tokens = stages.tokenizer().encode(read_text_file(options.text));
-    out.windows = first_windows(tokens, options.windows, options.context, options.text.string());
+    out.windows = first_windows(stages.tokenizer(), read_text_file(options.text), options.windows, options.context,
+                                options.text.string());
     out.text = {{"name", options.text.filename().string()}, {"sha256", sha256_file(options.text)}};
   } else {
     const auto& set = stages.samples();
@@ -99,7 +99,7 @@ class Evaluator {
 
 /// "tasks" and "tasks_mean" of the manifest: accuracies of the recovered model beside the reference's on the same questions.
 nlohmann::json measure_tasks(Stages& stages, const RecoverOptions& options, const ModelWeights& recovered) {
-  const auto encode = [&](std::string_view text) { return stages.tokenizer().encode(text); };
+  const auto encode = [&](std::string_view text) { return encode_sequence(stages.tokenizer(), text); };
   const auto answers = [&](const ModelWeights& weights) {
     TorchModel model(weights, stages.device(), torch::kFloat32);
     std::vector<TaskResult> out;
@@ -299,31 +299,6 @@ DiagnoseReport diagnose_model(const RecoverOptions& options) {
   DiagnoseReport out{stages.damage(), to_json(stages.damage())};
   out.json["schema"] = "spear.diagnosis/1";
   return out;
-}
-
-Needs estimate_needs(const ModelConfig& config, const Recipe& recipe) {
-  double linears = 0;
-  for (int index = 0; index < module_count(config); ++index) {
-    linears += static_cast<double>(in_features(config, ModuleId{index}.kind()) * out_features(config, ModuleId{index}.kind()));
-  }
-  const double embedding = static_cast<double>(config.vocab_size * config.hidden_size);
-  const double layers = static_cast<double>(config.num_hidden_layers);
-  // Bytes per weight: reference f32 4, student bf16 2, codes f32 4, and with codes trained two moments 8 and gradients 2.
-  const double per_weight = 10 + (recipe.tune == Tune::codes ? 10 : recipe.tune == Tune::scales ? 2 : 0);
-  // Activations that one step keeps, per token and layer (bf16 inputs and outputs of the linears, f32 stream, softmax).
-  const double per_token = layers * (14.0 * static_cast<double>(config.hidden_size) + 10.0 * static_cast<double>(config.intermediate_size) +
-                                     4.0 * static_cast<double>(config.q_size() + 2 * config.kv_size()) +
-                                     2.0 * static_cast<double>(config.num_attention_heads * recipe.train.sequence_length));
-  const double logits = 2 * 512.0 * 4 * static_cast<double>(config.vocab_size);
-  const double states = 2.0 * static_cast<double>(recipe.samples.sequences * recipe.samples.length * config.hidden_size);
-  // The quantizer keeps one layer's activations of all its tokens, of two networks.
-  const double quantizing = recipe.quantizer == "rtn" && recipe.budget <= 0 ? 0.0
-      : static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length) * (30.0 * static_cast<double>(config.hidden_size) + 14.0 * static_cast<double>(config.intermediate_size));
-  const double training = per_token * static_cast<double>(recipe.train.tokens_per_step) + logits;
-  Needs needs;
-  needs.memory = static_cast<std::int64_t>(per_weight * linears + 8 * embedding + states + std::max(training, quantizing) + 3e8);
-  needs.disk = static_cast<std::int64_t>((recipe.tune == Tune::codes ? 26 : 14) * linears + states + 2 * embedding);
-  return needs;
 }
 
 void preflight(const RecoverOptions& options, const ModelConfig& config) {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "recover/plan.h"
 #include "recover/recipe.h"
 
 namespace spear {
@@ -37,12 +38,6 @@ struct DiagnoseReport {
   nlohmann::json json;
 };
 DiagnoseReport diagnose_model(const RecoverOptions& options);
-
-/// Memory and disk that a run needs at its peak, in bytes.
-struct Needs {
-  std::int64_t memory = 0, disk = 0;
-};
-Needs estimate_needs(const ModelConfig& config, const Recipe& recipe);
 
 /// Throws Error(out_of_resources) before the first hour instead of in the last.
 void preflight(const RecoverOptions& options, const ModelConfig& config);

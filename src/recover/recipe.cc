@@ -5,7 +5,6 @@
 #include <limits>
 
 #include "base/error.h"
-#include "base/progress.h"
 
 namespace spear {
 namespace {
@@ -129,24 +128,6 @@ nlohmann::json to_json(const Recipe& recipe) {
           {"rate_gate", rates[at(ParameterGroup::gate)]},
           {"rate_scales", rates[at(ParameterGroup::scales)]},
           {"rate_gains", rates[at(ParameterGroup::gains)]}};
-}
-
-std::string describe_plan(const Recipe& recipe, std::int64_t parameters, std::int64_t modules) {
-  // FLOP per second of each kind of work, two cores with AVX-512, the 135M model.
-  const double p = static_cast<double>(parameters);
-  const double quantizer_tokens = static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length);
-  const double sampled = static_cast<double>(recipe.samples.sequences * recipe.samples.length) + quantizer_tokens;
-  const double trained = static_cast<double>(recipe.train.steps * recipe.train.tokens_per_step);
-  const auto line = [](const char* stage, const std::string& what, double flop, double rate) {
-    return fmt::format("  {:<10} {:<44} about {}\n", stage, what, format_duration(flop / rate));
-  };
-  std::string out = fmt::format("preset {}, budget {:.2f} % of the model's bytes\n", recipe.preset, 100 * recipe.budget);
-  out += line("sample", fmt::format("{:.0f}k tokens from the reference", sampled / 1e3), 2 * p * sampled, 100e9);
-  out += line("quantize", recipe.quantizer, recipe.quantizer == "rtn" ? 0 : 10 * p * quantizer_tokens, 100e9);
-  out += line("diagnose", recipe.diagnose.restore_one ? "quantize one, restore one, delta KL, Fisher" : "quantize one, Fisher",
-              p * static_cast<double>(modules * recipe.diagnose.sequences * recipe.diagnose.length) * (recipe.diagnose.restore_one ? 2 : 1), 120e9);
-  out += line("calibrate", fmt::format("{} steps of {} tokens", recipe.train.steps, recipe.train.tokens_per_step), 8 * p * trained, 120e9);
-  return out;
 }
 
 }  // namespace spear

@@ -48,7 +48,4 @@ QuantizeOptions quantize_options(const Recipe& recipe);
 
 nlohmann::json to_json(const Recipe& recipe);
 
-/// What the preset is expected to take on two cores for a model of so many parameters and linear modules, one line per stage.
-std::string describe_plan(const Recipe& recipe, std::int64_t parameters, std::int64_t modules);
-
 }  // namespace spear

@@ -28,13 +28,20 @@ SPEAR_VECTOR_CLONES float sum_exp(const float* logits, std::int64_t n, float shi
   return sum;
 }
 
-std::vector<std::int32_t> opening_of(std::int64_t sequence, const SampleOpenings& openings, std::int64_t vocab, Random& random) {
+/// What a sequence of this kind begins with, but for openings.first.
+std::vector<std::int32_t> own_opening(std::int64_t sequence, const SampleOpenings& openings, std::int64_t vocab, Random& random) {
   if (sequence % 4 == 1 && !openings.chat.empty()) return openings.chat;
   if (sequence % 4 != 3) return {openings.separator};
   for (;;) {
     const auto token = static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(vocab)));
     if (!openings.plain || openings.plain(token)) return {token};
   }
+}
+
+std::vector<std::int32_t> opening_of(std::int64_t sequence, const SampleOpenings& openings, std::int64_t vocab, Random& random) {
+  auto opening = own_opening(sequence, openings, vocab, random);
+  if (openings.first && opening.front() != *openings.first) opening.insert(opening.begin(), *openings.first);
+  return opening;
 }
 
 /// Samples sequences [first, first + count) into `out`, row-major [count, length].
@@ -99,7 +106,7 @@ std::int32_t sample_token(std::span<const float> logits, double u) {
 std::vector<std::int32_t> sample_sequences(ForwardModel& model, const SampleOpenings& openings, const SampleOptions& options,
                                            std::vector<std::int32_t> known,
                                            const std::function<void(std::span<const std::int32_t>)>& finished) {
-  if (static_cast<std::int64_t>(openings.chat.size()) >= options.length) {
+  if (static_cast<std::int64_t>(openings.chat.size()) + (openings.first ? 1 : 0) >= options.length) {
     throw usage_error(fmt::format("sequences of {} tokens leave no room after the chat opening of {}", options.length,
                                   openings.chat.size()));
   }

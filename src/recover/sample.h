@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -26,6 +27,7 @@ struct CalibrationSet {
 /// How sequences begin. Of every four: two with the separator, one with the chat opening, one with a random token.
 struct SampleOpenings {
   std::int32_t separator = 0;               ///< the token that stands between documents
+  std::optional<std::int32_t> first;        ///< what every sequence begins with (BOS), if anything
   std::vector<std::int32_t> chat;           ///< may be empty: the separator is used instead
   std::function<bool(std::int32_t)> plain;  ///< whether a random first token may be this one
 };

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/random.h"
+#include "eval/text_windows.h"
 #include "io/model_reader.h"
 #include "text/chat_template.h"
 #include "torch/torch_tensors.h"
@@ -174,6 +175,7 @@ CalibrationSet Stages::sample(const std::string& stage, const SampleOptions& wan
   if (static_cast<std::int64_t>(set.tokens.size()) < want.sequences * want.length) {
     SampleOpenings openings;
     openings.separator = tokenizer_.token_id("<|endoftext|>").value_or(tokenizer_.named().bos.value_or(tokenizer_.named().eos.value_or(0)));
+    openings.first = opening_token(tokenizer_);
     openings.chat = tokenizer_.encode(chat_opening(tokenizer_.chat_template(), tokenizer_.template_tokens()), {.parse_special = true});
     openings.plain = [this](std::int32_t id) { return id < tokenizer_.vocab_size() && !tokenizer_.is_special(id); };
     const auto keep = [&](std::span<const std::int32_t> tokens) {
@@ -191,7 +193,9 @@ CalibrationSet Stages::sample(const std::string& stage, const SampleOptions& wan
     if (rows == 0) throw bad_input(fmt::format("{} tokens are fewer than one sequence of {}", text.size(), want.length), options_.calibration.string());
     // Every other sequence, so that both kinds are among the held-out ones.
     for (std::int64_t row = 0; row < rows; ++row) {
-      std::copy_n(text.begin() + row * want.length, want.length, set.tokens.begin() + 2 * row * want.length);
+      const auto target = set.tokens.begin() + 2 * row * want.length;
+      std::copy_n(text.begin() + row * want.length, want.length, target);
+      if (const auto opening = opening_token(tokenizer_)) *target = *opening;
     }
   }
   return set;

@@ -36,7 +36,8 @@ std::string error_response(int status, std::string_view message, const HttpServe
   for (const char c : message) quoted += c == '"' || c == '\\' || static_cast<unsigned char>(c) < 0x20 ? '\'' : c;
   const std::string body = fmt::format(
       R"({{"error":{{"message":"{}","type":"invalid_request_error","param":null,"code":{}}}}})", quoted, status);
-  return response_head(status, "application/json", static_cast<std::int64_t>(body.size()), false, false, {}, {},
+  const HttpHeaders headers = status == 503 ? HttpHeaders{{"Retry-After", "1"}} : HttpHeaders{};
+  return response_head(status, "application/json", static_cast<std::int64_t>(body.size()), false, false, headers, {},
                        options) +
          body;
 }

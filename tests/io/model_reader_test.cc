@@ -136,7 +136,10 @@ TEST_F(HuggingFace, OtherQuantizationsAreNamed) {
     config_["quantization_config"] = quantization;
     return [this] { read(config_); };
   };
-  expect_refused(with({{"quant_method", "gptq"}, {"bits", 4}}), "quant_method = \"gptq\"");
+  expect_refused(with({{"quant_method", "bitsandbytes"}, {"bits", 4}}), "quant_method = \"bitsandbytes\"");
+  expect_refused(with({{"quant_method", "gptq"}, {"bits", 8}}), "bits = 8");
+  expect_refused(with({{"quant_method", "gptq"}, {"bits", 4}, {"sym", true}, {"group_size", 48}}), "group_size = 48");
+  expect_refused(with({{"quant_method", "awq"}, {"bits", 4}, {"version", "gemv"}}), "version = \"gemv\"");
   const json good = {
       {"quant_method", "compressed-tensors"},
       {"format", "pack-quantized"},

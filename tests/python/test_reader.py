@@ -253,6 +253,19 @@ class ReaderTest(unittest.TestCase):
             np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
         self.assertGreater(np.abs(expected - checkpoint.logits(self.ids, True)).max(), 1e-2, "compensators must matter")
 
+    def test_families_against_transformers(self):
+        data = Path(__file__).resolve().parent.parent / "data" / "family-golden"
+        # gemma3-new has rope_parameters by layer type, which only SPEAR's C++ reads.
+        folders = sorted(p for p in data.iterdir() if p.name != "gemma3-new")
+        self.assertGreaterEqual(len(folders), 10)
+        for folder in folders:
+            with self.subTest(folder.name):
+                golden, _ = spear_reader.read_safetensors(folder / "golden.tensors")
+                model = spear_reader.SpearModel(folder)
+                for tokens, expected in zip(golden["tokens"].values, golden["logits"].values):
+                    found = model.logits(tokens)
+                    self.assertLess(np.linalg.norm(found - expected) / np.linalg.norm(expected), 2e-5)
+
     def test_symmetric_per_channel(self):
         self.check_logits()
 
@@ -368,7 +381,9 @@ class ReaderTest(unittest.TestCase):
         checkpoint = Checkpoint(self.path)
         for change, pattern in (
             ({"model_type": "mamba"}, "mamba"),
-            ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+            ({"rope_scaling": {"type": "yarn"}}, "yarn"),
+            ({"rope_scaling": {"type": "linear"}}, "factor"),
+            ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
             ({"hidden_size": "x"}, "malformed"),
             ({"num_attention_heads": 0, "head_dim": None}, "malformed"),
             ({"quantization_config": {"quant_method": "gptq"}}, "quant_method"),

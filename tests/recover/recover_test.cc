@@ -193,6 +193,46 @@ TEST_F(RecoverTest, TheSameSeedGivesTheSameBytesAndAnotherDoesNot) {
   EXPECT_FALSE(bytes_of("other", "compensators.safetensors") == bytes_of("whole", "compensators.safetensors"));
 }
 
+/// Everything that Gemma adds (norms, windows, two rotations, GeLU) and biases, from reference to checkpoint.
+TEST_F(RecoverTest, AModelOfAnotherFamily) {
+  testing::RandomModelOptions options;
+  options.packed = false;
+  options.every_option = true;
+  options.layers = 3;
+  options.vocabulary = kVocabulary;
+  options.dense = DType::bf16;
+  ModelWeights weights = testing::random_model(options);
+  weights.config.model_type = "gemma3_text";
+  weights.config.mlp_bias = false;
+  for (int i = 0; i < module_count(weights.config); ++i) {
+    if (!has_bias(weights.config, ModuleId{i}.kind())) weights.linear({i}).bias = {};
+  }
+  const fs::path model = *folder / "gemma";
+  fs::create_directories(model);
+  write_checkpoint(model, weights, {}, nlohmann::json::object());
+  fs::remove(model / "spear.json");
+  fs::copy_file(fs::path(SPEAR_TEST_DATA) / "text/small_tokenizer.json", model / "tokenizer.json");
+  auto how = small_recovery(folder->path(), "gemma-out");
+  how.reference = model;
+  const auto found = recover(how);
+  const double quantized = row(found, "quantized").at("kl").at("value"), kl = row(found, "recovered").at("kl").at("value");
+  EXPECT_LT(kl, quantized);
+  const ModelWeights reference = read_model(model), recovered = read_model(*folder / "gemma-out");
+  EXPECT_EQ(recovered.config.local_layers, reference.config.local_layers);
+  EXPECT_EQ(recovered.config.embedding_scale, reference.config.embedding_scale);
+  EXPECT_EQ(recovered.config.rope_scaling, reference.config.rope_scaling);
+  for (const NormId id : norms_of(reference.config)) {
+    EXPECT_NE(recovered.gain(id).to_floats(), reference.gain(id).to_floats()) << id.name(reference.config) << " trains";
+  }
+  for (const LinearKind kind : {LinearKind::q_proj, LinearKind::v_proj, LinearKind::o_proj}) {
+    EXPECT_EQ(recovered.linear(ModuleId::of(1, kind)).bias.to_floats(), reference.linear(ModuleId::of(1, kind)).bias.to_floats());
+  }
+  const auto windows = first_windows(load_tokenizer(model).encode(measured_text()), kWindows, kContext, "text");
+  CpuModel online(reference), online_recovered(recovered);
+  const auto states = final_states(online, windows);
+  EXPECT_NEAR(evaluate(online_recovered, windows, &states).kl->value, kl, 1e-4 * kl + 1e-6) << "the online plane agrees";
+}
+
 // ---------------------------------------------------------------- stopping and going on
 
 /// The child of StoppedRun: recovers until `SPEAR_TEST_STOP` (a prefix of a file of the workspace) appears.

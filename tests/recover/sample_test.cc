@@ -47,7 +47,7 @@ class MarkovModel : public ForwardModel {
 };
 
 SampleOpenings openings() {
-  return {.separator = 2, .chat = {3, 1, 4}, .plain = [](std::int32_t id) { return id >= 4; }};
+  return {.separator = 2, .first = std::nullopt, .chat = {3, 1, 4}, .plain = [](std::int32_t id) { return id >= 4; }};
 }
 
 TEST(SampleTest, DrawsInvertTheCumulativeDistribution) {
@@ -121,6 +121,16 @@ TEST(SampleTest, ASequenceDependsOnItsSeedAndNumberOnly) {
     }
   }
   EXPECT_THROW(sample_sequences(model, openings(), {.sequences = 1, .length = 3}), Error);
+
+  SampleOpenings with_first = openings();
+  with_first.first = 0;
+  const auto begun = sample_sequences(model, with_first, options);
+  for (std::size_t i = 0; i < 21; ++i) {
+    EXPECT_EQ(begun[i * 17], 0);
+    if (i % 4 == 3) {
+      EXPECT_EQ(begun[i * 17 + 1], whole[i * 17]);
+    }
+  }
 }
 
 TEST(SampleTest, DistinctNgramsByCounting) {

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("SPEAR_BINARY", ROOT / "build/release/bin/spear"))
 EOS, BOS = 256, 257
-HIDDEN, LAYERS, HEADS, WIDTH, POSITIONS = 32, 2, 2, 64, 4096
+HIDDEN, LAYERS, HEADS, WIDTH, POSITIONS = 256, 4, 2, 1024, 4096
 
 
 def byte_alphabet() -> list[str]:
@@ -37,7 +37,7 @@ def make_model(directory: Path) -> Path:
     """Random weights behind a vocabulary of single bytes: whatever comes out cuts characters in every way."""
     directory.mkdir(parents=True)
     rng = random.Random(7)
-    vocab = 258
+    vocab, signs = 258, bytes([0x3D, 0xBD]) * 128  # upper bytes of 0.03 to 0.12 and their negatives, as bfloat16
     shapes = {"model.embed_tokens.weight": (vocab, HIDDEN), "model.norm.weight": (HIDDEN,)}
     for i in range(LAYERS):
         at = f"model.layers.{i}."
@@ -50,9 +50,11 @@ def make_model(directory: Path) -> Path:
     header, data = {}, b""
     for name, shape in shapes.items():
         count = shape[0] * (shape[1] if len(shape) > 1 else 1)
-        values = [1.0] * count if "norm" in name else [rng.gauss(0, 0.2) for _ in range(count)]
-        packed = struct.pack(f"<{count}f", *values)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [len(data), len(data) + len(packed)]}
+        high = bytes([0x3F]) * count if "norm" in name else rng.randbytes(count).translate(signs)
+        packed = bytearray(2 * count)
+        packed[1::2] = high
+        packed[0::2] = bytes([0x80]) * count if "norm" in name else rng.randbytes(count)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [len(data), len(data) + len(packed)]}
         data += packed
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -61,7 +63,7 @@ def make_model(directory: Path) -> Path:
               "intermediate_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
               "num_key_value_heads": 1, "vocab_size": vocab, "max_position_embeddings": POSITIONS, "rms_norm_eps": 1e-5,
               "rope_theta": 10000.0, "tie_word_embeddings": True, "bos_token_id": BOS, "eos_token_id": EOS,
-              "torch_dtype": "float32"}
+              "torch_dtype": "bfloat16"}
     (directory / "config.json").write_text(json.dumps(config))
     special = [{"id": i, "content": c, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
                 "special": True} for i, c in ((EOS, "<|end|>"), (BOS, "<|begin|>"))]
@@ -93,11 +95,13 @@ def clean_up() -> None:
 
 class Server:
     def __init__(self, *options: str, path: Path | None = None, env: dict | None = None):
-        command = [str(BINARY), "serve", "--model", str(path or model()), "--port", "0", "--json", "--threads", "1",
-                   "--kv-cache-memory", "16MB", *options]
+        command = [str(BINARY), "serve", "--model", str(path or model()), "--port", "0", "--json", "--threads", "1", *options]
+        if "--kv-cache-memory" not in options:
+            command += ["--kv-cache-memory", "16MB"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                         env=os.environ | (env or {}))
         self.log: list[str] = []
+        self._peers: list[socket.socket] = []
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
         text = ""
@@ -107,7 +111,7 @@ class Server:
                 break
         if not text:
             self.process.wait()
-            self._reader.join()
+            self.__exit__()
             raise RuntimeError("spear serve did not start:\n" + "".join(self.log))
         self.url = json.loads(text)["url"]
         scheme, address = self.url.split("://")
@@ -124,7 +128,9 @@ class Server:
     def __exit__(self, *_) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
+            self.process.wait(10)
+        for peer in self._peers:
+            peer.close()
         self.process.stdout.close()
         self._reader.join()
         self.process.stderr.close()
@@ -135,11 +141,12 @@ class Server:
 
     def connect(self, timeout: float = 20) -> socket.socket:
         plain = socket.create_connection(self.address, timeout)
-        if not self.tls:
-            return plain
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return context.wrap_socket(plain)
+        if self.tls:
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            plain = context.wrap_socket(plain)
+        self._peers.append(plain)
+        return plain
 
     def raw(self, data: bytes, timeout: float = 20) -> bytes:
         """All that comes back until the server closes; what it cannot take any more is not sent."""

@@ -19,20 +19,6 @@ std::string refusal(const std::string& body, const std::string& schema = "Comple
 }
 
 TEST(JsonSchema, TakesWhatOpenAiClientsSend) {
-<<<<<<< HEAD
-  EXPECT_EQ(
-      refusal(R"({"model":"m","prompt":"a","max_tokens":5,"temperature":0.5,"stop":["x","y"],"logit_bias":{"5":-100},
-                        "stream":true,"stream_options":{"include_usage":true},"user":"u","n":2,"best_of":1,"seed":-3})"),
-      "");
-  EXPECT_EQ(refusal(R"({"prompt":[1,2,3]})"), "");
-  EXPECT_EQ(refusal(R"({"prompt":[[1,2],[3]]})"), "");
-  EXPECT_EQ(refusal(R"({"prompt":["a","b"],"stop":null})"), "");
-  EXPECT_EQ(
-      refusal(
-          R"({"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"top_logprobs":3,"logprobs":true})",
-          "ChatCompletionRequest"),
-      "");
-=======
   EXPECT_EQ(refusal(R"({"model":"m","prompt":"a","max_tokens":5,"temperature":0.5,"stop":["x","y"],"logit_bias":{"5":-100},
                         "stream":true,"stream_options":{"include_usage":true},"user":"u","n":2,"best_of":1,"seed":-3})"),
             "");
@@ -40,7 +26,6 @@ TEST(JsonSchema, TakesWhatOpenAiClientsSend) {
   EXPECT_EQ(refusal(R"({"prompt":[[1,2],[3]]})"), "");
   EXPECT_EQ(refusal(R"({"prompt":["a","b"],"stop":null})"), "");
   EXPECT_EQ(refusal(R"({"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"top_logprobs":3,"logprobs":true})", "ChatCompletionRequest"), "");
->>>>>>> server
 }
 
 TEST(JsonSchema, RefusesByName) {
@@ -59,20 +44,6 @@ TEST(JsonSchema, RefusesByName) {
   EXPECT_NE(refusal(R"({"prompt":[]})").find("prompt"), std::string::npos);
   EXPECT_NE(refusal(R"({"prompt":"a","stream_options":{"x":1}})").find("stream_options.x"), std::string::npos);
   EXPECT_NE(refusal(R"({"prompt":"a","logit_bias":{"5":101}})").find("logit_bias.5"), std::string::npos);
-<<<<<<< HEAD
-  EXPECT_NE(
-      refusal(R"({"messages":[{"role":"user","content":[{"type":"image_url","text":""}]}]})", "ChatCompletionRequest")
-          .find("messages[0].content"),
-      std::string::npos);
-}
-
-TEST(JsonSchema, RefusesWhatIsNoJson) {
-  for (const std::string body :
-       {"", "{", "nul", "{\"prompt\":\"a\"} x", "\xff", "{\"prompt\":\"\xc3\"}", "[]", "\"a\""})
-    EXPECT_NE(refusal(body), "") << body;
-  EXPECT_NE(refusal("{\"prompt\":" + std::string(100000, '[') + std::string(100000, ']') + "}").find("levels"),
-            std::string::npos);
-=======
   EXPECT_NE(refusal(R"({"messages":[{"role":"user","content":[{"type":"image_url","text":""}]}]})", "ChatCompletionRequest").find("messages[0].content"),
             std::string::npos);
 }
@@ -80,7 +51,6 @@ TEST(JsonSchema, RefusesWhatIsNoJson) {
 TEST(JsonSchema, RefusesWhatIsNoJson) {
   for (const std::string body : {"", "{", "nul", "{\"prompt\":\"a\"} x", "\xff", "{\"prompt\":\"\xc3\"}", "[]", "\"a\""}) EXPECT_NE(refusal(body), "") << body;
   EXPECT_NE(refusal("{\"prompt\":" + std::string(100000, '[') + std::string(100000, ']') + "}").find("levels"), std::string::npos);
->>>>>>> server
 }
 
 TEST(JsonSchema, TheDocumentDescribesWhatIsEnforced) {

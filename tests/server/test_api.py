@@ -159,7 +159,7 @@ class Answers(ServerCase):
         # The same numbers as when the model is asked for them one token at a time.
         for i in range(1, 5):
             one = self.server.complete(prompt="hello"[:i], max_tokens=1, logprobs=3, temperature=0,
-                                       logit_bias={str("hello"[i].encode()[0] - 33): 100})
+                                       logit_bias={str(ord("hello"[i])): 100})
             self.assertEqual(one["choices"][0]["text"], "hello"[i])
             self.assertAlmostEqual(one["choices"][0]["logprobs"]["token_logprobs"][0], logprobs["token_logprobs"][i], 4)
 

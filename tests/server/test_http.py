@@ -249,7 +249,7 @@ class KeysAndOrigins(unittest.TestCase):
                     self.assertEqual(server.get(path)[0], 200)
                 for key in ("first", "second", "third"):
                     self.assertEqual(server.get("/v1/models", headers={"Authorization": f"Bearer {key}"})[0], 200)
-                for header in ("", "Bearer ", "Bearer firs", "Bearer first ", "bearer", "Basic first", "Bearer # mine"):
+                for header in ("", "Bearer ", "Bearer firs", "Bearer first x", "bearer", "Basic first", "Bearer # mine"):
                     self.assertEqual(server.get("/v1/models", headers={"Authorization": header})[0], 401, header)
                 status, headers, _ = server.request("OPTIONS", "/v1/completions")
                 self.assertEqual((status, headers["access-control-allow-origin"]), (204, "https://page"))

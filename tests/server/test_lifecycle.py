@@ -73,7 +73,7 @@ class Leavers(ServerCase):
 class Exhaustion(unittest.TestCase):
     def test_a_full_cache_preempts_and_finishes(self):
         """Room for about one request and a half; ten run at once and give what they would give alone."""
-        with Server("--kv-cache-memory", "150KB", "--max-model-len", "512", "--no-prefix-caching") as server:
+        with Server("--kv-cache-memory", "1600KB", "--max-model-len", "512", "--no-prefix-caching") as server:
             fields = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}
             prompts = [f"prompt number {i}" for i in range(6)]
             alone = [server.complete(prompt=p, **fields)["choices"][0]["text"] for p in prompts]
@@ -171,46 +171,53 @@ def engine_thread(pid: int) -> int:
     raise AssertionError("no thread is called spear-engine")
 
 
-class Watchdog(unittest.TestCase):
-    PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
+class Stopped:
+    """One thread of another process stands still inside the with: ptrace can do that, signals cannot."""
 
+    SEIZE, INTERRUPT, DETACH, WALL = 0x4206, 0x4207, 17, 0x40000000
+
+    def __init__(self, thread: int):
+        self.thread = thread
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.libc.ptrace.argtypes = [ctypes.c_long] * 4
+
+    def __enter__(self):
+        if self.libc.ptrace(self.SEIZE, self.thread, 0, 0) != 0:
+            raise unittest.SkipTest("ptrace is not allowed here: " + os.strerror(ctypes.get_errno()))
+        self.libc.ptrace(self.INTERRUPT, self.thread, 0, 0)
+        os.waitpid(self.thread, self.WALL)
+        return self
+
+    def __exit__(self, *_):
+        if self.libc.ptrace(self.DETACH, self.thread, 0, 0) != 0:
+            os.waitpid(self.thread, self.WALL)  # it has ended, and waits for us to see it
+
+
+class Watchdog(unittest.TestCase):
     def test_a_stuck_engine_turns_health_red(self):
-        """The engine's thread alone is stopped, by ptrace: the kernel knows no kinder way."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.ptrace.argtypes = [ctypes.c_long] * 4
         with Server("--drain-timeout", "0.2") as server:
             stream = server.start_stream(prompt="x", max_tokens=4000)
             server.wait_for("vllm:num_requests_running", lambda n: n == 1)
             thread = engine_thread(server.process.pid)
-            if libc.ptrace(self.PTRACE_SEIZE, thread, 0, 0) != 0:
-                self.skipTest("ptrace is not allowed here: " + os.strerror(ctypes.get_errno()))
-            self.assertEqual(libc.ptrace(self.PTRACE_INTERRUPT, thread, 0, 0), 0)
-            os.waitpid(thread, 0x40000000)  # __WALL
-            began = time.monotonic()
-            while server.get("/health")[0] == 200 and time.monotonic() - began < 10:
-                time.sleep(0.1)
-            red = time.monotonic() - began
-            self.assertLess(red, 5.5)
-            self.assertEqual(server.get("/ready")[0], 503)
-            self.assertEqual(server.get("/v1/models")[0], 200, "the rest still answers")
-            self.assertEqual(libc.ptrace(self.PTRACE_DETACH, thread, 0, 0), 0)
+            with Stopped(thread):
+                began = time.monotonic()
+                while server.get("/health")[0] == 200 and time.monotonic() - began < 10:
+                    time.sleep(0.1)
+                self.assertLess(time.monotonic() - began, 5.5)
+                self.assertEqual(server.get("/ready")[0], 503)
+                self.assertEqual(server.get("/v1/models")[0], 200, "the rest still answers")
             stream.recv(65536)
             end = time.monotonic() + 5
             while server.get("/health")[0] != 200 and time.monotonic() < end:
                 time.sleep(0.05)
             self.assertTrue(server.alive(), "green again once it moves")
-            # Stuck for good: a signal still ends the process.
-            self.assertEqual(libc.ptrace(self.PTRACE_SEIZE, thread, 0, 0), 0)
-            self.assertEqual(libc.ptrace(self.PTRACE_INTERRUPT, thread, 0, 0), 0)
-            os.waitpid(thread, 0x40000000)
-            server.process.send_signal(signal.SIGTERM)
-            end = time.monotonic() + 10
-            log = ""
-            while "leaving without it" not in log and time.monotonic() < end:
-                time.sleep(0.1)
-                log = "".join(server.log)
-            libc.ptrace(self.PTRACE_DETACH, thread, 0, 0)
-            self.assertIn("leaving without it", log)
+            server.wait_for("vllm:num_requests_running", lambda n: n == 1)
+            with Stopped(thread):  # for good: a signal still ends the process
+                server.process.send_signal(signal.SIGTERM)
+                end = time.monotonic() + 10
+                while not any("leaving without it" in line for line in server.log) and time.monotonic() < end:
+                    time.sleep(0.1)
+            self.assertIn("leaving without it", "".join(server.log))
             self.assertEqual(server.process.wait(10), 1)
 
 

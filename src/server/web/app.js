@@ -155,7 +155,7 @@ function drawItl(times) {
   draw($("itl"), gaps, Math.max(...gaps, 1) * 1.1);
   const sorted = [...gaps].sort((a, b) => a - b);
   const at = (share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))].toFixed(1);
-  $("itl-now").textContent = `median ${at(0.5)} ms, p99 ${at(0.99)} ms`;
+  $("itl-now").textContent = `${at(0.5)} ms, p99 ${at(0.99)}`;
 }
 
 // Sum of a metric's series, by its name and, where given, a label.

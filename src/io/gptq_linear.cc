@@ -1,0 +1,110 @@
+#include "io/gptq_linear.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "base/error.h"
+
+namespace spear {
+namespace {
+
+using Packing = QuantizationFormat::Packing;
+
+/// Where AWQ puts logical nibble j of a word.
+constexpr std::array<int, 8> kAwqOrder = {0, 4, 1, 5, 2, 6, 3, 7};
+
+std::uint8_t nibble(std::uint32_t word, int index) { return static_cast<std::uint8_t>(word >> (4 * index) & 0xfU); }
+
+/// [rows, cols] codes. GPTQ packs along the inputs, AWQ along the outputs.
+std::vector<std::uint8_t> unpack_codes(const Tensor& qweight, std::int64_t rows, std::int64_t cols, Packing packing) {
+  const auto words = qweight.as<std::uint32_t>();
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * cols));
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t col = 0; col < cols; ++col) {
+      const std::uint32_t word =
+          words[static_cast<std::size_t>(packing == Packing::gptq ? col / 8 * rows + row : col * (rows / 8) + row / 8)];
+      const int index =
+          packing == Packing::gptq ? static_cast<int>(col % 8) : kAwqOrder[static_cast<std::size_t>(row % 8)];
+      codes[static_cast<std::size_t>(row * cols + col)] = nibble(word, index);
+    }
+  }
+  return codes;
+}
+
+/// [rows, groups]; both formats pack along the outputs.
+std::vector<std::uint8_t> unpack_zeros(const Tensor& qzeros, std::int64_t rows, std::int64_t groups,
+                                       const QuantizationFormat& format, const std::string& where) {
+  const auto words = qzeros.as<std::uint32_t>();
+  std::vector<std::uint8_t> zeros(static_cast<std::size_t>(rows * groups));
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const int index =
+        format.packing == Packing::gptq ? static_cast<int>(row % 8) : kAwqOrder[static_cast<std::size_t>(row % 8)];
+    for (std::int64_t group = 0; group < groups; ++group) {
+      const int zero =
+          nibble(words[static_cast<std::size_t>(group * (rows / 8) + row / 8)], index) + format.zero_offset;
+      if (zero > 15) {
+        throw bad_input(fmt::format("the zero point of output {}, group {} is 16", row, group), where,
+                        "GPTQ's first format cannot hold a zero point of 0; export the model as gptq_v2");
+      }
+      zeros[static_cast<std::size_t>(row * groups + group)] = static_cast<std::uint8_t>(zero);
+    }
+  }
+  return zeros;
+}
+
+void check_order(TensorMap& tensors, const std::string& module, std::int64_t cols, const W4Matrix& matrix,
+                 const std::string& where) {
+  const std::string name = module + ".g_idx";
+  if (!tensors.contains(name)) return;
+  const Tensor stored = take_tensor(tensors, name, {cols}, {DType::i32}, where);
+  const auto order = stored.as<std::int32_t>();
+  for (std::int64_t col = 0; col < cols; ++col) {
+    if (order[static_cast<std::size_t>(col)] == matrix.group_of(col)) continue;
+    throw bad_input(fmt::format("input {} belongs to group {}: groups do not follow the order of inputs (act-order)",
+                                col, order[static_cast<std::size_t>(col)]),
+                    where + ": " + name, "quantize with desc_act false, or with group_size -1");
+  }
+}
+
+}  // namespace
+
+bool has_gptq_linear(const TensorMap& tensors, const std::string& module) {
+  return tensors.contains(module + ".qweight");
+}
+
+W4Matrix take_gptq_linear(TensorMap& tensors, const std::string& module, std::int64_t rows, std::int64_t cols,
+                          const QuantizationFormat& format, const std::string& where) {
+  W4Matrix shape;
+  shape.rows = rows;
+  shape.cols = cols;
+  shape.scheme = format.scheme;
+  const std::int64_t groups = shape.groups();
+  if (rows % 8 != 0 || cols % 8 != 0) {
+    throw bad_input(fmt::format("a linear of {} x {} cannot be packed in words of 8", rows, cols),
+                    where + ": " + module);
+  }
+  const bool gptq = format.packing == Packing::gptq;
+  const auto qweight = take_tensor(tensors, module + ".qweight", gptq ? Shape{cols / 8, rows} : Shape{cols, rows / 8},
+                                   {DType::i32}, where);
+  const auto qzeros = take_tensor(tensors, module + ".qzeros", {groups, rows / 8}, {DType::i32}, where);
+  const auto stored = take_tensor(tensors, module + ".scales", {groups, rows}, {DType::f16}, where);
+  check_order(tensors, module, cols, shape, where);
+
+  const auto bits = stored.as<std::uint16_t>();
+  std::vector<std::uint16_t> scales(static_cast<std::size_t>(rows * groups));
+  for (std::int64_t i = 0; i < rows * groups; ++i)
+    scales[static_cast<std::size_t>(i)] = bits[static_cast<std::size_t>(i % groups * rows + i / groups)];
+  auto zeros = unpack_zeros(qzeros, rows, groups, format, where + ": " + module + ".qzeros");
+  if (format.scheme.symmetric) {
+    if (std::any_of(zeros.begin(), zeros.end(), [](std::uint8_t zero) { return zero != 8; })) {
+      throw bad_input("the config says symmetric, but zero points differ from 8", where + ": " + module + ".qzeros",
+                      "correct the config (sym or zero_point, checkpoint_format), or get the model again");
+    }
+    zeros.clear();
+  }
+  return pack_w4(rows, cols, format.scheme, unpack_codes(qweight, rows, cols, format.packing), scales, zeros);
+}
+
+}  // namespace spear

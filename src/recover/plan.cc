@@ -1,0 +1,140 @@
+#include "recover/plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "model/weights.h"
+
+namespace spear {
+namespace {
+
+/// Sums over a model's shape that costs are made of.
+struct Work {
+  explicit Work(const ModelConfig& config) {
+    for (int index = 0; index < module_count(config); ++index) {
+      const ModuleId id{index};
+      const auto rows = static_cast<double>(out_features(config, id.kind()));
+      const auto cols = static_cast<double>(in_features(config, id.kind()));
+      linears += rows * cols;
+      rounding += rows * cols * cols;
+      if (id.input_group() != id) continue;
+      moments += cols * cols;
+      factors += cols * cols * cols;
+    }
+    head = static_cast<double>(config.vocab_size) * static_cast<double>(config.hidden_size);
+    for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) windows.push_back(config.window(layer));
+    width = static_cast<double>(config.q_size());
+  }
+  /// FLOP of attention per token of a sequence, on average.
+  double attention(std::int64_t length) const {
+    double seen = 0;
+    for (const std::int64_t window : windows) {
+      seen += static_cast<double>(window > 0 ? std::min(window, length / 2) : length / 2);
+    }
+    return 4 * seen * width;
+  }
+
+  double linears = 0, head = 0;     ///< weights
+  double moments = 0, factors = 0;  ///< in², in³ over distinct inputs
+  double rounding = 0;              ///< rows * in²
+  double width = 0;
+  std::vector<std::int64_t> windows;
+};
+
+// Seconds per FLOP of each kind of work: SmolLM2-135M, preset quick (256 x 128 tokens for the quantizer), 20 windows of
+// 1024, two Zen 4 cores: 198, 42, 166, 82, 49, 172, 180 and 213 s.
+constexpr double kDecode = 3.6e-12, kDecodeAttention = 7.0e-11, kStates = 3.5e-12, kQuantize = 4.8e-12,
+                 kDiagnose = 2.3e-12, kTrain = 4.5e-12, kEvaluate = 7.7e-12;
+constexpr double kRows = 5;  // of the table: reference, RTN, quantized, static and full recovery
+
+}  // namespace
+
+Needs estimate_needs(const ModelConfig& config, const Recipe& recipe) {
+  double linears = 0;
+  for (int index = 0; index < module_count(config); ++index) {
+    linears += static_cast<double>(in_features(config, ModuleId{index}.kind()) * out_features(config, ModuleId{index}.kind()));
+  }
+  const double embedding = static_cast<double>(config.vocab_size * config.hidden_size);
+  const double layers = static_cast<double>(config.num_hidden_layers);
+  // Bytes per weight: reference f32 4, student bf16 2, codes f32 4, and with codes trained two moments 8 and gradients 2.
+  const double per_weight = 10 + (recipe.tune == Tune::codes ? 10 : recipe.tune == Tune::scales ? 2 : 0);
+  // Activations that one step keeps, per token and layer (bf16 inputs and outputs of the linears, f32 stream, softmax).
+  const double per_token = layers * (14.0 * static_cast<double>(config.hidden_size) + 10.0 * static_cast<double>(config.intermediate_size) +
+                                     4.0 * static_cast<double>(config.q_size() + 2 * config.kv_size()) +
+                                     2.0 * static_cast<double>(config.num_attention_heads * recipe.train.sequence_length));
+  const double logits = 2 * 512.0 * 4 * static_cast<double>(config.vocab_size);
+  const double states = 2.0 * static_cast<double>(recipe.samples.sequences * recipe.samples.length * config.hidden_size);
+  // The quantizer keeps one layer's activations of all its tokens, of two networks.
+  const double quantizing = recipe.quantizer == "rtn" && recipe.budget <= 0 ? 0.0
+      : static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length) * (30.0 * static_cast<double>(config.hidden_size) + 14.0 * static_cast<double>(config.intermediate_size));
+  const double training = per_token * static_cast<double>(recipe.train.tokens_per_step) + logits;
+  Needs needs;
+  needs.memory = static_cast<std::int64_t>(per_weight * linears + 8 * embedding + states + std::max(training, quantizing) + 3e8);
+  needs.disk = static_cast<std::int64_t>((recipe.tune == Tune::codes ? 26 : 14) * linears + states + 2 * embedding);
+  return needs;
+}
+
+PlannedBytes planned_bytes(const ModelConfig& config, const Recipe& recipe) {
+  PlannedBytes bytes;
+  std::int64_t packed = 0, weights = 0;
+  for (int index = 0; index < module_count(config); ++index) {
+    const ModuleId id{index};
+    W4Matrix shape;
+    shape.rows = out_features(config, id.kind());
+    shape.cols = in_features(config, id.kind());
+    shape.scheme = recipe.scheme;
+    packed += shape.storage_bytes();
+    weights += shape.rows * shape.cols;
+  }
+  const std::int64_t tables = config.tie_word_embeddings ? 1 : 2, embedding = tables * config.vocab_size * config.hidden_size;
+  bytes.reference = 2 * (weights + embedding);
+  bytes.budget_base = packed + tables * int8_matrix_bytes(config.vocab_size, config.hidden_size);
+  bytes.compensators = static_cast<std::int64_t>(recipe.budget * static_cast<double>(bytes.budget_base));
+  bytes.quantized = packed + 2 * embedding + bytes.compensators;
+  return bytes;
+}
+
+std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe& recipe, PlannedCommand command,
+                                         std::int64_t text_tokens) {
+  const Work work(config);
+  const auto tokens_of = [](std::int64_t sequences, std::int64_t length) { return static_cast<double>(sequences * length); };
+  const double sampled = tokens_of(recipe.samples.sequences, recipe.samples.length);
+  const double quantizer_tokens = tokens_of(recipe.quantizer_sequences, recipe.quantizer_length);
+  const auto sampling = [&](double tokens, std::int64_t length) {
+    return tokens * (2 * (work.linears + work.head) * kDecode + work.attention(length) * kDecodeAttention);
+  };
+  const bool recovers = command == PlannedCommand::recover;
+  const bool chain = recipe.quantizer == "tuned" || recipe.quantizer == "gptq";
+  const double quantizing = kQuantize * (quantizer_tokens * (4 * work.linears + 6 * work.moments) +
+                                         4 * work.rounding + 4 * work.factors);
+  std::vector<PlannedStage> stages;
+  if (recovers) {
+    stages.push_back({"samples", fmt::format("{:.0f}k tokens from the reference", sampled / 1e3),
+                      sampling(sampled, recipe.samples.length)});
+  }
+  if (chain || recovers) {
+    stages.push_back({"samples of the quantizer", fmt::format("{:.0f}k tokens", quantizer_tokens / 1e3),
+                      sampling(quantizer_tokens, recipe.quantizer_length)});
+  }
+  stages.push_back({"quantize", recipe.quantizer, chain ? quantizing : 0.02 * quantizing});
+  if (!recovers) return stages;
+  const double diagnosed = tokens_of(recipe.diagnose.sequences, recipe.diagnose.length) * module_count(config);
+  stages.push_back({"diagnose", recipe.diagnose.restore_one ? "quantize one, restore one, delta KL, Fisher" : "quantize one, Fisher",
+                    kDiagnose * (recipe.diagnose.restore_one ? 2 : 1) * diagnosed * (work.linears + 2 * work.head)});
+  stages.push_back({"reference states", "of the samples",
+                    kStates * sampled * (2 * work.linears + work.attention(recipe.samples.length))});
+  if (recipe.budget > 0) stages.push_back({"quantize behind compensators", "closed form", quantizing});
+  const double trained = tokens_of(recipe.train.steps, recipe.train.tokens_per_step);
+  const double passes = recipe.tune == Tune::codes ? 8 : 6;
+  stages.push_back({"calibrate", fmt::format("{} steps of {} tokens", recipe.train.steps, recipe.train.tokens_per_step),
+                    kTrain * trained * (passes * work.linears + 6 * work.head +
+                                        3 * work.attention(recipe.train.sequence_length))});
+  const double measured = text_tokens > 0 ? static_cast<double>(text_tokens)
+                                          : tokens_of(recipe.held_out_sequences / 2, recipe.samples.length);
+  stages.push_back({"evaluate", fmt::format("{:.0f}k tokens, {} models", measured / 1e3, kRows),
+                    kEvaluate * kRows * measured * 2 * (work.linears + work.head)});
+  return stages;
+}
+
+}  // namespace spear

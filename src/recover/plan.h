@@ -1,0 +1,34 @@
+// What a recovery will take, from the model's config and the recipe alone: `--dry-run` and the preflight.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "recover/recipe.h"
+
+namespace spear {
+
+/// Memory and disk that a run needs at its peak, in bytes.
+struct Needs {
+  std::int64_t memory = 0, disk = 0;
+};
+Needs estimate_needs(const ModelConfig& config, const Recipe& recipe);
+
+/// Bytes of the model before (in 16 bit) and after, and of what the budget is a share of (its embedding at 8 bit).
+struct PlannedBytes {
+  std::int64_t reference = 0, quantized = 0, budget_base = 0, compensators = 0;
+};
+PlannedBytes planned_bytes(const ModelConfig& config, const Recipe& recipe);
+
+struct PlannedStage {
+  std::string name, what;
+  double seconds = 0;
+};
+enum class PlannedCommand { recover, quantize };
+/// Time per stage on two Zen 4 cores. `text_tokens`: of the text that is measured on, 0 for held-out samples.
+std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe& recipe, PlannedCommand command,
+                                         std::int64_t text_tokens);
+
+}  // namespace spear
