@@ -150,6 +150,8 @@ void Engine::refuse(std::span<ScheduledRequest* const> requests) {
   for (ScheduledRequest* request : requests) {
     auto& sequence = static_cast<Sequence&>(*request);
     sequence.finished = FinishReason::refused;
+    sequence.error = out_of_resources("the first token cannot come in time", "slo.ttft_ms",
+                                      "ask again later, or allow more time");
     report(sequence, -1);
     reported_.push_back(take(sequence));
   }

@@ -12,7 +12,7 @@ namespace spear {
 
 struct ProfileOptions {
   KvCacheType kv_cache_type = KvCacheType::bf16;
-  double seconds = 45;  ///< about; every step is measured twice at least
+  double seconds = 40;  ///< of measurements, behind one warm-up of each step; every step is measured twice at least
   std::int64_t max_decodes = 32, max_chunk = 512;
   std::int64_t max_context = 2048;
   std::int64_t held_out = 24;  ///< steps that are measured and predicted, for the error

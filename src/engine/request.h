@@ -53,7 +53,7 @@ struct StepOutput {
   std::int32_t token = -1;  ///< the new token; -1: none (an end token, a cancellation, an error)
   std::optional<FinishReason> finished;
   std::span<const TokenLogprob> logprobs;               ///< of the new token, see Sampler::logprobs
-  const Error* error = nullptr;                         ///< why, with FinishReason::failed
+  const Error* error = nullptr;                         ///< why, with FinishReason::failed and refused
   std::int64_t cached_tokens = 0;                       ///< of the prompt, found in the prefix cache
   std::chrono::steady_clock::time_point admitted = {};  ///< when its prompt was first scheduled
   /// With its first output, if Request::prompt_logprobs: for each prompt token but the first, see Sampler::logprobs.

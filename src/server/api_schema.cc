@@ -35,7 +35,8 @@ constexpr const char* kComponents = R"json({
           "properties": {"ttft_ms": {"type": "number", "minimum": 0, "maximum": 1e9},
                          "itl_ms": {"type": "number", "minimum": 0, "maximum": 1e9}},
           "description": "objectives of this request, in milliseconds; 0: the server's (extension)"},
-  "priority": {"type": "integer", "minimum": -100, "maximum": 100, "description": "higher goes first (extension)"}
+  "priority": {"type": "integer", "minimum": -100, "maximum": 100, "description": "higher goes first (extension)"},
+  "compensators": {"type": "boolean", "description": "all of the model's compensators, or none; default: what the server runs at (extension)"}
 },
 "CompletionRequest": {
   "type": "object", "required": ["prompt"], "additionalProperties": false,

@@ -72,7 +72,11 @@ void CompletionJob::take(const TokenEvent& event) {
       std::find_if(choices_.begin(), choices_.end(), [&](const Choice& c) { return c.ticket == event.ticket; });
   if (found == choices_.end() || found->done) return;
   Choice& choice = *found;
-  if (event.error) return fail(*event.error);
+  if (event.finished == FinishReason::refused) {
+    metrics_.refused("slo");
+    return fail({503, "overloaded_error", event.error->problem() + "; " + event.error->remedy(), event.error->where()});
+  }
+  if (event.error) return fail(api_error(*event.error));
   if (!choice.begun) begin(choice, event);
   if (event.token >= 0 && !params_.no_output) {
     ++choice.tokens;
@@ -279,9 +283,8 @@ void CompletionJob::log_end(const char* reason) const {
 }
 
 /// One choice that fails ends them all: half an answer helps nobody.
-void CompletionJob::fail(const Error& error) {
+void CompletionJob::fail(const ApiError& answer) {
   abandon(FinishReason::failed);
-  const ApiError answer = api_error(error);
   if (!streaming_) return exchange_->respond(answer.response());
   send(answer.to_json());
   finish_stream();

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/engine_thread.h"
+#include "server/api_error.h"
 #include "server/generation_params.h"
 #include "server/http.h"
 #include "server/metrics.h"
@@ -57,7 +58,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   void add_first_logprob(Choice& choice);
   std::string token_text(std::int32_t token) const;
   void end(Choice& choice, FinishReason reason, std::chrono::steady_clock::time_point time);
-  void fail(const Error& error);
+  void fail(const ApiError& answer);
   void send_piece(Choice& choice);
   void send(const nlohmann::json& document);
   void complete();

@@ -87,6 +87,11 @@ void take_common(const Json& body, const ServedModel& model, GenerationParams& p
     take(*slo, "itl_ms", request.slo.itl_ms);
   }
   take(body, "priority", request.priority);
+  if (const auto on = body.find("compensators"); on != body.end()) {
+    const bool wanted = on->get<bool>();
+    if (wanted && model.compensator_density == 0) throw bad_request("this server runs no compensators", "compensators");
+    if (model.compensator_density > 0) request.compensator_density = wanted ? 1.0 : 0.0;
+  }
 }
 
 /// Room for the output; a prompt that leaves none is refused, never cut.

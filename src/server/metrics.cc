@@ -38,8 +38,9 @@ struct Metrics::State {
   std::mutex mutex;  // of `last`
   EngineStats last;  // of the previous step: counters grow by the difference
 
+  double model_density = 0;  // without shedding
   Gauge *running, *waiting, *usage, *density;
-  Counter *queries, *hits, *preemptions, *prompt_tokens, *generation_tokens;
+  Counter *queries, *hits, *preemptions, *prompt_tokens, *generation_tokens, *shed_steps;
   Histogram *ttft, *itl, *e2e, *queue, *prefill, *decode, *prompt_size, *output_size, *max_tokens, *step_tokens,
       *step_time, *prediction_error;
   prometheus::Family<Counter>*success, *refusals, *attained, *missed;
@@ -89,6 +90,8 @@ Metrics::Metrics(const std::string& model_name, const std::string& version, doub
       s.histogram("spear:iteration_prediction_error_ratio", "|predicted - actual| / actual of a step", kError);
   s.density = s.gauge("spear:compensator_density", "Share of the compensators that are applied");
   s.density->Set(compensator_density);
+  s.model_density = compensator_density;
+  s.shed_steps = s.counter("spear:shed_steps_total", "Steps with fewer compensators than the model has");
   s.refusals = s.family("spear:requests_refused_total", "Requests that never reached the engine, by reason");
   s.attained = s.family("spear:slo_attained_total", "Tokens within their objective, by objective");
   s.missed = s.family("spear:slo_missed_total", "Tokens beyond their objective, by objective");
@@ -150,6 +153,9 @@ void Metrics::step(double seconds, const EngineStats& stats) {
   grow(s.hits, stats.prefix_hits, s.last.prefix_hits);
   grow(s.preemptions, stats.preemptions, s.last.preemptions);
   grow(s.prompt_tokens, stats.prompt_tokens, s.last.prompt_tokens);
+  grow(s.shed_steps, stats.shed_steps, s.last.shed_steps);
+  if (stats.predicted_seconds > 0) predicted(stats.predicted_seconds, stats.step_seconds);
+  s.density->Set(s.model_density * stats.compensator_density);
   grow(s.generation_tokens, stats.generation_tokens, s.last.generation_tokens);
   if (stats.generation_tokens > s.last.generation_tokens) {
     s.step_tokens->Observe(static_cast<double>(stats.generation_tokens - s.last.generation_tokens));

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "engine/hash_model.h"
+#include "engine/synthetic_table.h"
 #include "text/tokenizer.h"
 
 namespace spear {
@@ -79,6 +80,7 @@ class SlowModel final : public PagedModel {
     return model.step(chunks, cache);
   }
   void logits(std::span<const float> hidden, std::span<float> out) override { model.logits(hidden, out); }
+  void set_compensator_density(double density) override { model.set_compensator_density(density); }
   void stick(bool on) {
     const std::lock_guard lock(mutex);
     stuck = on;
@@ -306,6 +308,41 @@ TEST_F(ServerTest, RefusesWhatDoesNotFit) {
   EXPECT_TRUE(error(R"({"messages":[{"role":"user","content":"a"}],"top_logprobs":1})", "/v1/chat/completions").starts_with("400"));
   EXPECT_EQ(send("/nothing")->response.status, 404);
   EXPECT_EQ(send("/v1/completions", "", "", "GET")->response.status, 405);
+}
+
+TEST_F(ServerTest, CompensatorsOnAndOffSideBySide) {
+  const auto answer = [&](const char* more) {
+    return text_of(R"({"prompt":"hello","max_tokens":20,"temperature":0)" + std::string(more) + "}");
+  };
+  EXPECT_EQ(send("/v1/completions", R"({"prompt":"a","compensators":true})")->response.status, 400);  // it has none
+  served.compensator_density = 1;
+  const std::string usual = answer("");
+  EXPECT_EQ(answer(R"(,"compensators":true)"), usual);
+  EXPECT_NE(answer(R"(,"compensators":false)"), usual);
+  EXPECT_EQ(answer(""), usual);  // nothing of the other one was found in the cache
+}
+
+TEST_F(ServerTest, AFirstTokenThatCannotComeInTimeIsRefused) {
+  LatencyModel latency(testing::synthetic_table());
+  EngineOptions options{.num_blocks = 60, .max_num_seqs = 1};
+  options.scheduler.refuse_unattainable = true;
+  Engine strict(model, latency, options);
+  server.reset();
+  ServerOptions quiet;
+  quiet.log_requests = false;
+  server = std::make_unique<Server>(strict, served, quiet, [this](auto work) {
+    const std::lock_guard lock(mutex);
+    posted.push_back(std::move(work));
+    arrived.notify_one();
+  });
+  const auto refused = send("/v1/completions", R"({"prompt":"a","max_tokens":2,"slo":{"ttft_ms":0.001}})");
+  run_until([&] { return refused->done; });
+  EXPECT_EQ(refused->response.status, 503) << refused->response.body;
+  EXPECT_EQ(Json::parse(refused->response.body).at("error").at("param"), "slo.ttft_ms");
+  const auto served_well = send("/v1/completions", R"({"prompt":"a","max_tokens":2,"slo":{"ttft_ms":60000}})");
+  run_until([&] { return served_well->done; });
+  EXPECT_EQ(served_well->response.status, 200);
+  server.reset();  // before its engine
 }
 
 TEST_F(ServerTest, AFullQueueSaysWhenToComeBack) {

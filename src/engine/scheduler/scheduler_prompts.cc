@@ -53,12 +53,11 @@ void Scheduler::choose_density(const DensityClass& group, double now) {
     break;
   }
   if (wanted > density_) {
-    if (++calm_steps_ < kCalmSteps) wanted = density_;
-    if (wanted > density_) wanted = std::min(wanted, above);
+    if (++calm_steps_ < kCalmSteps) return;
+    wanted = std::min(wanted, above);
   }
-  if (wanted != density_ || !(calm_steps_ > 0)) calm_steps_ = 0;
-  density_ = wanted;
-  shape_.density = density_;
+  calm_steps_ = 0;
+  density_ = shape_.density = wanted;
 }
 
 /// Prompt tokens of `request` that the step still has time for.
