@@ -180,7 +180,12 @@ void CpuOps::apply_packed(const Activation& x, std::span<const ModuleId> ids, st
     jobs[i].input = static_cast<std::size_t>(known - begin);
     if (known == end) inputs[input_count++] = &linear.packed_a->view();
   }
-  fused_.run(activations_of(ids.front().kind(), w_.activations), x.data.get(), x.rows, {jobs.data(), ids.size()},
+  FusedInput input{x.data.get(), x.rows};
+  if (x.up) {
+    input.activate = gated_kernel();
+    input.other = x.up.get();
+  }
+  fused_.run(activations_of(ids.front().kind(), w_.activations), input, {jobs.data(), ids.size()},
              {inputs.data(), input_count});
 }
 
@@ -231,17 +236,23 @@ CpuOps::Activation CpuOps::attention(std::int64_t layer, Activation q, Activatio
 }
 
 CpuOps::Activation CpuOps::gated_act(Activation gate, Activation up) {
+  gate.up = std::move(up.data);
+  if (observer_) activate(gate);
+  return gate;
+}
+
+void CpuOps::activate(Activation& gate) {
   // By elements, not rows: one token is work for all threads.
   constexpr std::int64_t kGrain = 512;
-  const auto multiply = w_.config.hidden_act == HiddenAct::silu ? kernels_.silu_multiply : kernels_.gelu_multiply;
   pool_.parallel_for(gate.rows * gate.cols, kGrain, [&](std::int64_t begin, std::int64_t end) {
-    multiply(gate.data.get() + begin, up.data.get() + begin, end - begin);
+    gated_kernel()(gate.data.get() + begin, gate.up.get() + begin, end - begin);
   });
-  return gate;
+  gate.up.reset();
 }
 
 Stream<CpuOps> CpuOps::linear_tail(Activation y, const Tail& tail, Stream<CpuOps> stream) {
   Activation out;
+  if (y.up && w_.linears[static_cast<std::size_t>(tail.linear.index)].packed.empty()) activate(y);
   apply(y, {&tail.linear, 1}, {&out, 1});
   const float* const output = tail.output ? w_.norms[static_cast<std::size_t>(tail.output->index)].data() : nullptr;
   const auto& next = w_.norms[static_cast<std::size_t>(tail.next.index)];

@@ -17,6 +17,7 @@
 #include "ops/cpu/fused_linear.h"
 #include "ops/cpu/linear.h"
 #include "ops/cpu/matrix.h"
+#include "ops/cpu/step_buffer.h"
 #include "ops/cpu_model.h"
 
 namespace spear {
@@ -69,13 +70,11 @@ class CpuOps {
   /// [rows, cols], not initialized.
   struct Activation {
     std::int64_t rows = 0, cols = 0;
-    std::unique_ptr<float[]> data;
+    StepBuffer data;
+    StepBuffer up;  ///< this is gate ⊙ act of a gated_act() that its one reader, a linear, carries out; or null
 
     Activation() = default;
-    Activation(std::int64_t rows, std::int64_t cols)
-        : rows(rows),
-          cols(cols),
-          data(std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(rows * cols))) {}
+    Activation(std::int64_t rows, std::int64_t cols) : rows(rows), cols(cols), data(take_step_buffer(rows * cols)) {}
     float* row(std::int64_t i) { return data.get() + i * cols; }
     std::span<float> values() { return {data.get(), static_cast<std::size_t>(rows * cols)}; }
   };
@@ -125,6 +124,11 @@ class CpuOps {
   void apply(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
   bool compensates(ModuleId id) const { return compensators_ && active_[static_cast<std::size_t>(id.index)] != 0; }
   void apply_packed(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
+  void activate(Activation& gate);
+  decltype(Kernels::silu_multiply) gated_kernel() const {
+    return w_.config.hidden_act == HiddenAct::silu ? kernels_.silu_multiply : kernels_.gelu_multiply;
+  }
+
   void apply_unpacked(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
   void add_bias(const std::vector<float>& bias, Activation& y);
   void add_correction(const PreparedCompensator& compensator, Activation& z, Activation& y);

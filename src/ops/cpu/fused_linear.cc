@@ -6,6 +6,7 @@ namespace spear {
 namespace {
 
 constexpr std::int64_t kTokenBytes = 256 << 10;  // of activations that stay in L2 while weights pass by
+constexpr std::int64_t kDrawTokens = 64;         // from here on a group of panels is work enough for a draw
 
 template <class T>
 T* grown(std::vector<T>& buffer, std::int64_t size) {
@@ -72,21 +73,37 @@ void FusedLinear::weigh(std::span<const FusedJob> jobs, std::span<const PackedVi
   }
 }
 
-void FusedLinear::run(Activations activations, const float* x, std::int64_t m, std::span<const FusedJob> jobs,
-                      std::span<const PackedView* const> inputs, Fusion fusion) {
-  if (m == 0 || jobs.empty()) return;
-  prepare(activations, m, jobs, inputs);
-  if (fusion == Fusion::late || (fusion == Fusion::automatic && m < kLateTokens)) {
-    for (std::int64_t i = 0; i < m; ++i)
-      kernels_.quantize(x + i * jobs.front().weight->cols, jobs.front().weight->cols, i, x_);
-    run_late(m, jobs, inputs);
-  } else {
-    run_early(x, m, jobs, inputs);
+void FusedLinear::quantize(const FusedInput& x, std::int64_t cols, Range tokens) {
+  for (std::int64_t i = tokens.begin; i < tokens.end; ++i) {
+    if (x.activate != nullptr) x.activate(x.x + i * cols, x.other + i * cols, cols);
+    kernels_.quantize(x.x + i * cols, cols, i, x_);
   }
 }
 
-void FusedLinear::run_late(std::int64_t m, std::span<const FusedJob> jobs, std::span<const PackedView* const> inputs) {
+void FusedLinear::run(Activations activations, const FusedInput& x, std::span<const FusedJob> jobs,
+                      std::span<const PackedView* const> inputs, Fusion fusion) {
+  if (x.m == 0 || jobs.empty()) return;
+  prepare(activations, x.m, jobs, inputs);
+  if (fusion == Fusion::automatic) {
+    std::int64_t rows = 0, ranks = 0;
+    for (const FusedJob& job : jobs) rows += job.weight->rows;
+    for (const PackedView* input : inputs) ranks += input->rows;
+    fusion = table_.at({rows, jobs.front().weight->cols, ranks}, x.m);
+  }
+  if (fusion == Fusion::late) {
+    run_late(x, jobs, inputs);
+  } else if (fusion == Fusion::early) {
+    run_early(x, jobs, inputs);
+  } else {
+    run_separate(x, jobs, inputs);
+  }
+}
+
+void FusedLinear::run_late(const FusedInput& x, std::span<const FusedJob> jobs,
+                           std::span<const PackedView* const> inputs) {
   const int threads = pool_.size();
+  const std::int64_t m = x.m;
+  quantize(x, jobs.front().weight->cols, {0, m});
   const std::int64_t weighted_size = weighted_offsets_.back();
   float* const weighted = grown(weighted_, weighted_size * threads);  // every thread makes its own: no second wait
   std::int64_t total = 0;
@@ -126,19 +143,53 @@ void FusedLinear::run_late(std::int64_t m, std::span<const FusedJob> jobs, std::
   });
 }
 
-void FusedLinear::run_early(const float* x, std::int64_t m, std::span<const FusedJob> jobs,
-                            std::span<const PackedView* const> inputs) {
-  const int threads = pool_.size();
-  const std::int64_t cols = jobs.front().weight->cols;
-  float* const weighted = grown(weighted_, weighted_offsets_.back());
+/// y of all jobs, B in the registers of its tiles if `correct`. Called by every thread. Many tokens: threads draw groups
+/// of panels from a counter, so that a core that is slower, or shared with others, gets less.
+void FusedLinear::multiply_blocks(std::int64_t m, std::span<const FusedJob> jobs, int thread, bool correct) {
   const std::int64_t token_bytes = x_.depth * (x_.planes + (x_.bf16 != nullptr ? 2 : 0));
   const std::int64_t blocks = std::max<std::int64_t>(1, (m * token_bytes + kTokenBytes / 2) / kTokenBytes);
+  const auto multiply = [&](std::size_t j, std::int64_t begin, std::int64_t end, std::int64_t block) {
+    const FusedJob& job = jobs[j];
+    const bool corrected = correct && job.compensator != nullptr;
+    LowRankView low_rank;
+    if (corrected) low_rank = job.compensator->low_rank(weighted_.data() + weighted_offsets_[j]);
+    kernels_.multiply(*job.weight, begin, end, x_, m * block / blocks, m * (block + 1) / blocks,
+                      corrected ? &low_rank : nullptr, job.y, job.weight->rows);
+  };
+  if (m >= kDrawTokens) {
+    std::int64_t groups = 0;
+    for (const FusedJob& job : jobs) groups += job.weight->panel_groups();
+    for (std::int64_t unit; (unit = next_unit_.fetch_add(1, std::memory_order_relaxed)) < groups * blocks;) {
+      std::int64_t group = unit % groups;
+      std::size_t j = 0;
+      for (; group >= jobs[j].weight->panel_groups(); ++j) group -= jobs[j].weight->panel_groups();
+      multiply(j, group, group + 1, unit / groups);
+    }
+    return;
+  }
   std::int64_t total = 0;
   for (const FusedJob& job : jobs) total += job.weight->panel_groups() * job.weight->group_panels;
+  const Share share{total, thread, pool_.size()};
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    std::int64_t before = 0;
+    for (std::size_t j = 0; j < jobs.size(); ++j) {
+      const PackedView& w = *jobs[j].weight;
+      const auto [begin, end] = share.of(before, w.panel_groups(), w.group_panels);
+      before += w.panel_groups() * w.group_panels;
+      if (begin < end) multiply(j, begin, end, block);
+    }
+  }
+}
+
+void FusedLinear::run_early(const FusedInput& x, std::span<const FusedJob> jobs,
+                            std::span<const PackedView* const> inputs) {
+  const int threads = pool_.size();
+  float* const weighted = grown(weighted_, weighted_offsets_.back());
   z_ready_.reset(threads);
+  next_unit_.store(0, std::memory_order_relaxed);
   pool_.run([&](int thread) {
-    const Range tokens{m * thread / threads, m * (thread + 1) / threads};
-    for (std::int64_t i = tokens.begin; i < tokens.end; ++i) kernels_.quantize(x + i * cols, cols, i, x_);
+    const Range tokens{x.m * thread / threads, x.m * (thread + 1) / threads};
+    quantize(x, jobs.front().weight->cols, tokens);
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       kernels_.multiply(*inputs[i], 0, inputs[i]->panel_groups(), x_, tokens.begin, tokens.end, nullptr,
                         z_.data() + z_offsets_[i], inputs[i]->rows);
@@ -146,20 +197,35 @@ void FusedLinear::run_early(const float* x, std::int64_t m, std::span<const Fuse
     weigh(jobs, inputs, tokens, weighted);
     z_ready_.arrive();
     z_ready_.wait();
-    const Share share{total, thread, threads};
-    for (std::int64_t block = 0; block < blocks; ++block) {
-      const std::int64_t first = m * block / blocks, last = m * (block + 1) / blocks;
-      std::int64_t before = 0;
-      for (std::size_t j = 0; j < jobs.size(); ++j) {
-        const PackedView& w = *jobs[j].weight;
-        const auto [begin, end] = share.of(before, w.panel_groups(), w.group_panels);
-        before += w.panel_groups() * w.group_panels;
-        if (begin >= end) continue;
-        LowRankView low_rank;
-        if (jobs[j].compensator != nullptr) low_rank = jobs[j].compensator->low_rank(weighted + weighted_offsets_[j]);
-        kernels_.multiply(w, begin, end, x_, first, last, jobs[j].compensator != nullptr ? &low_rank : nullptr,
-                          jobs[j].y, w.rows);
-      }
+    multiply_blocks(x.m, jobs, thread, true);
+  });
+}
+
+/// Products one after another: what fusing is measured against.
+void FusedLinear::run_separate(const FusedInput& x, std::span<const FusedJob> jobs,
+                               std::span<const PackedView* const> inputs) {
+  const int threads = pool_.size();
+  float* const weighted = grown(weighted_, weighted_offsets_.back());
+  next_unit_.store(0, std::memory_order_relaxed);
+  const auto share_of = [&](int thread) { return Range{x.m * thread / threads, x.m * (thread + 1) / threads}; };
+  pool_.run([&](int thread) { quantize(x, jobs.front().weight->cols, share_of(thread)); });
+  pool_.run([&](int thread) { multiply_blocks(x.m, jobs, thread, false); });
+  if (inputs.empty()) return;
+  pool_.run([&](int thread) {
+    const Range tokens = share_of(thread);
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      kernels_.multiply(*inputs[i], 0, inputs[i]->panel_groups(), x_, tokens.begin, tokens.end, nullptr,
+                        z_.data() + z_offsets_[i], inputs[i]->rows);
+    }
+    weigh(jobs, inputs, tokens, weighted);
+  });
+  pool_.run([&](int thread) {
+    for (std::size_t j = 0; j < jobs.size(); ++j) {
+      if (jobs[j].compensator == nullptr) continue;
+      const std::int64_t groups = jobs[j].weight->panel_groups();
+      kernels_.add_low_rank(*jobs[j].weight, groups * thread / threads, groups * (thread + 1) / threads,
+                            jobs[j].compensator->low_rank(weighted + weighted_offsets_[j]), 0, x.m, jobs[j].y,
+                            jobs[j].weight->rows);
     }
   });
 }

@@ -1,11 +1,13 @@
 // Several linears on one input, their compensators included, as one threaded operation.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "ops/cpu/fusion_table.h"
 #include "ops/cpu/packed_matrix.h"
 #include "ops/cpu_model.h"
 
@@ -19,11 +21,13 @@ struct FusedJob {
   std::size_t input = 0;
 };
 
-/// How a compensator's correction reaches y; the bits are the same.
-enum class Fusion {
-  automatic,
-  late,   ///< z beside y, one thread each; B added to y once it is there: hides z's latency, for few tokens
-  early,  ///< z of a thread's share of tokens first, B in the registers of y's tiles: no second pass over y
+/// x [m, cols], contiguous. With `activate`, each row becomes activate(x, other) first, in place: the input of down_proj
+/// is made where it is quantized.
+struct FusedInput {
+  float* x;
+  std::int64_t m;
+  void (*activate)(float* x, const float* other, std::int64_t n) = nullptr;
+  const float* other = nullptr;
 };
 
 /// Buffers that grow to the largest step and stay: no allocation on the hot path.
@@ -31,12 +35,16 @@ class FusedLinear {
  public:
   FusedLinear(const PackedKernels& kernels, ThreadPool& pool) : kernels_(kernels), pool_(pool) {}
 
-  /// x: [m, cols], contiguous, cols as every weight's and every input's; `inputs` are the distinct A's.
-  void run(Activations activations, const float* x, std::int64_t m, std::span<const FusedJob> jobs,
+  /// cols of x as every weight's and every input's; `inputs` are the distinct A's.
+  void run(Activations activations, const FusedInput& x, std::span<const FusedJob> jobs,
            std::span<const PackedView* const> inputs, Fusion fusion = Fusion::automatic);
+  void run(Activations activations, const float* x, std::int64_t m, std::span<const FusedJob> jobs,
+           std::span<const PackedView* const> inputs, Fusion fusion = Fusion::automatic) {
+    run(activations, FusedInput{const_cast<float*>(x), m}, jobs, inputs, fusion);  // not written without `activate`
+  }
 
-  /// Tokens below which `automatic` means `late`.
-  static constexpr std::int64_t kLateTokens = 8;
+  /// What `automatic` means; empty at first: late below FusionTable::kLateTokens tokens, early from there on.
+  FusionTable& table() { return table_; }
 
  private:
   struct Range {
@@ -44,14 +52,18 @@ class FusedLinear {
   };
   void prepare(Activations activations, std::int64_t m, std::span<const FusedJob> jobs,
                std::span<const PackedView* const> inputs);
-  void run_late(std::int64_t m, std::span<const FusedJob> jobs, std::span<const PackedView* const> inputs);
-  void run_early(const float* x, std::int64_t m, std::span<const FusedJob> jobs,
-                 std::span<const PackedView* const> inputs);
+  void quantize(const FusedInput& x, std::int64_t cols, Range tokens);
+  void run_late(const FusedInput& x, std::span<const FusedJob> jobs, std::span<const PackedView* const> inputs);
+  void run_early(const FusedInput& x, std::span<const FusedJob> jobs, std::span<const PackedView* const> inputs);
+  void run_separate(const FusedInput& x, std::span<const FusedJob> jobs, std::span<const PackedView* const> inputs);
+  void multiply_blocks(std::int64_t m, std::span<const FusedJob> jobs, int thread, bool correct);
   void weigh(std::span<const FusedJob> jobs, std::span<const PackedView* const> inputs, Range tokens, float* weighted);
 
   const PackedKernels& kernels_;
   ThreadPool& pool_;
+  FusionTable table_;
   Rendezvous z_ready_;
+  std::atomic<std::int64_t> next_unit_{0};
   PackedActivations x_;
   std::vector<std::int8_t> codes_;
   std::vector<float> scales_, z_, weighted_;
