@@ -11,7 +11,9 @@ int main(int argc, char** argv) {
   spear::cli::add_simulate(line);
   spear::cli::add_inspect(line);
   spear::cli::add_report(line);
+#ifdef SPEAR_SERVER
   spear::cli::add_serve(line);
+#endif
   spear::cli::add_version(line);
   spear::cli::add_completions(line);
   return line.run(argc, argv);
