@@ -235,6 +235,8 @@ void CompletionJob::end(Choice& choice, FinishReason reason, Clock::time_point t
     add_text(choice, choice.filter.push(choice.characters.finish()), false);
     add_text(choice, choice.filter.finish(), true);
   }
+  // As OpenAI does it: what is left goes before the reason. Clients take a call to be whole when the next chunk comes.
+  if (params_.stream && params_.chat) send_piece(choice);
   choice.done = true;
   choice.reason = reason;
   metrics_.finished(openai_name(reason), arrival_, choice.first_token, time, choice.tokens, params_.request.max_tokens);
