@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/resources.h"
@@ -68,7 +69,9 @@ ServedModel served_model(const ModelOptions& model_options, const ServeOptions& 
   while (path.size() > 1 && path.back() == '/') path.pop_back();
   served.name = options.served_name.empty() ? std::filesystem::path(path).filename().string() : options.served_name;
   served.tokenizer = &tokenizer;
-  if (!tokenizer.chat_template().empty()) served.chat_template.emplace(tokenizer.chat_template());
+  const std::string source = options.chat_template.empty() ? tokenizer.chat_template() : read_text_file(options.chat_template, std::size_t{1} << 20);
+  if (!source.empty()) served.chat_template.emplace(source);
+  served.tool_format = options.tool_format == "auto" ? detect_tool_format(source) : tool_format(options.tool_format);
   const ModelConfig& config = model.config();
   served.max_model_len = options.max_model_len > 0 ? options.max_model_len : config.max_position_embeddings;
   if (served.max_model_len > config.max_position_embeddings) {

@@ -69,6 +69,16 @@ void add_http_options(CLI::App& command, ServeOptions& options) {
 void add_engine_options(CLI::App& command, ServeOptions& options) {
   command.add_option("--served-model-name", options.served_name, "Name in the API; default: the last part of --model")
       ->group("Model");
+  command.add_option("--chat-template", options.chat_template, "Jinja file; default: the model's own")
+      ->type_name("FILE")
+      ->group("Model");
+  command
+      .add_option("--tool-format", options.tool_format,
+                  "How the model writes tool calls; auto: as its chat template says, none: tools are refused")
+      ->check(CLI::IsMember({"auto", "none", "hermes", "smollm", "llama3_json", "mistral"}).description(""))
+      ->type_name("auto|none|hermes|smollm|llama3_json|mistral")
+      ->capture_default_str()
+      ->group("Model");
   command
       .add_option("--max-model-len", options.max_model_len,
                   "Tokens of prompt and output together; default: the model's positions")

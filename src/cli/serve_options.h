@@ -14,6 +14,7 @@ struct ServeOptions {
   ServerOptions server;
   std::string served_name, key_file;
   std::string log_format = "text";
+  std::string chat_template, tool_format = "auto";
   std::uint64_t kv_cache_bytes = std::uint64_t{1} << 30;
   std::int64_t max_num_seqs = 32, max_model_len = 0, max_batched_tokens = 512;
   bool prefix_caching = true;

@@ -78,8 +78,8 @@ class Grammar {
 
 /// What a grammar may take; schemas come from clients.
 struct GrammarLimits {
-  std::size_t states = 200'000;
-  std::size_t edges = 1'000'000;
+  std::size_t states = 100'000;
+  std::size_t edges = 500'000;
   std::size_t rules = 10'000;
 };
 

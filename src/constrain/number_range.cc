@@ -32,12 +32,11 @@ void add_digits(ByteNfa& nfa, StateId from, StateId to, const std::string& low, 
 
 /// 0 <= low; nothing when low > high.
 void add_naturals(ByteNfa& nfa, StateId from, StateId to, std::int64_t low, std::int64_t high) {
-  std::int64_t least = 0, most = 9;  // of this many digits
-  for (int digits = 1; digits <= 18; ++digits) {
+  // Numbers of as many digits as `most` has; 19 nines would be beyond 64 bits.
+  for (std::int64_t least = 0, most = 9;; least = most + 1, most = most * 10 + 9) {
     const std::int64_t a = std::max(low, least), b = std::min(high, most);
     if (a <= b) add_digits(nfa, from, to, std::to_string(a), std::to_string(b), 0, true, true);
-    least = most + 1;
-    most = most * 10 + 9;
+    if (most == kLargestInteger) return;
   }
 }
 

@@ -43,6 +43,17 @@ bool has(const Parts& parts, std::initializer_list<const char*> keywords) {
   });
 }
 
+/// Whether a number is larger in magnitude than any that is written. Integers are compared as such: as doubles, those
+/// near the limit are equal to it.
+bool is_beyond(const Json& value) {
+  if (value.is_number_unsigned()) return value.get<std::uint64_t>() > static_cast<std::uint64_t>(kLargestInteger);
+  if (value.is_number_integer()) {
+    const auto number = value.get<std::int64_t>();
+    return number < -kLargestInteger || number > kLargestInteger;
+  }
+  return !(std::abs(value.get<double>()) < 1e18);
+}
+
 double number_keyword(const Part& part, const char* keyword, const Json& value) {
   if (!value.is_number()) throw refuse_schema(part, keyword, "a number was expected");
   return value.get<double>();
@@ -231,7 +242,6 @@ void SchemaCompiler::add_string(StateId from, StateId to, const Parts& parts) {
 }
 
 void SchemaCompiler::add_number(StateId from, StateId to, const Parts& parts, bool integer) {
-  constexpr double kBeyond = 1e18;
   Bound low{-kLargestInteger}, high{kLargestInteger};
   bool bounded = false;
   for (const Part& part : parts) {
@@ -246,7 +256,7 @@ void SchemaCompiler::add_number(StateId from, StateId to, const Parts& parts, bo
       bool exclusive = std::string_view(keyword).starts_with("exclusive");
       const double number = number_keyword(part, keyword, *value);
       Bound bound{0, exclusive};
-      if (number >= kBeyond || number <= -kBeyond) {
+      if (is_beyond(*value)) {
         if ((number > 0) == lower) return;  // beyond what is written
         continue;
       }

@@ -43,7 +43,7 @@ class StructuredOutput {
   GrammarPtr tool_calls(ToolFormat format, const std::vector<ToolFunction>& functions, bool parallel);
 
  private:
-  static constexpr std::size_t kMostGrammars = 64;
+  static constexpr std::size_t kMostGrammars = 32;
 
   GrammarPtr find_or_make(std::string key, const std::function<constrain::Grammar()>& make);
 

@@ -55,7 +55,7 @@ class TokenMasks {
   std::shared_ptr<const StateMask> of(StateId state);
 
  private:
-  static constexpr std::size_t kMostBytes = std::size_t{64} << 20;
+  static constexpr std::size_t kMostBytes = std::size_t{16} << 20;
   static constexpr std::size_t kMostSets = 4096;
 
   std::shared_ptr<const StateMask> compute(StateId state);

@@ -1,5 +1,7 @@
 #include "server/api_schema.h"
 
+#include <algorithm>
+
 #include "server/json_schema.h"
 
 namespace spear {
@@ -25,12 +27,20 @@ constexpr const char* kComponents = R"json({
   "seed": {"type": "integer", "minimum": -9223372036854775808, "maximum": 18446744073709551615},
   "stop": {"anyOf": [{"type": "string", "minLength": 1, "maxLength": 1024},
                      {"type": "array", "maxItems": 16, "items": {"type": "string", "minLength": 1, "maxLength": 1024}}],
-           "description": "a string of 1 to 1,024 bytes, or at most 16 of them"},
+           "description": "a string of 1 to 1,024 characters, or at most 16 of them"},
   "stop_token_ids": {"type": "array", "maxItems": 64, "items": {"type": "integer", "minimum": 0, "maximum": 2147483647}},
   "ignore_eos": {"type": "boolean"},
   "stream": {"type": "boolean"},
   "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}, "continuous_usage_stats": {"type": "boolean"}}, "additionalProperties": false},
   "user": {"type": "string", "maxLength": 512, "description": "accepted, not used"},
+  "response_format": {"type": "object", "required": ["type"], "additionalProperties": false,
+    "properties": {"type": {"type": "string", "enum": ["text", "json_object", "json_schema"]},
+                   "json_schema": {"type": "object", "required": ["name", "schema"], "additionalProperties": false,
+                     "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 64},
+                                    "description": {"type": "string"},
+                                    "schema": {"type": ["object", "boolean"]},
+                                    "strict": {"type": "boolean"}}}},
+    "description": "the output is a JSON object, or fits the schema; not beside ignore_eos"},
   "slo": {"type": "object", "additionalProperties": false,
           "properties": {"ttft_ms": {"type": "number", "minimum": 0, "maximum": 1e9},
                          "itl_ms": {"type": "number", "minimum": 0, "maximum": 1e9}},
@@ -64,8 +74,25 @@ constexpr const char* kComponents = R"json({
     "name": {"type": "string", "maxLength": 256},
     "tool_call_id": {"type": "string", "maxLength": 256},
     "reasoning_content": {"type": "string"},
-    "tool_calls": {"type": "array", "maxItems": 128, "items": {"type": "object"}}
+    "refusal": {"type": "null"},
+    "tool_calls": {"type": "array", "maxItems": 128, "items": {
+      "type": "object", "required": ["function"], "additionalProperties": false,
+      "properties": {"id": {"type": "string", "maxLength": 256}, "type": {"type": "string", "enum": ["function"]},
+                     "index": {"type": "integer", "minimum": 0, "maximum": 128},
+                     "function": {"type": "object", "required": ["name", "arguments"], "additionalProperties": false,
+                       "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 256},
+                                      "arguments": {"type": "string", "description": "a JSON object, as text"}}}}}}
   }
+},
+"Tools": {
+  "type": "array", "minItems": 1, "maxItems": 128, "items": {
+    "type": "object", "required": ["type", "function"], "additionalProperties": false,
+    "properties": {"type": {"type": "string", "enum": ["function"]},
+      "function": {"type": "object", "required": ["name"], "additionalProperties": false,
+                 "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 64},
+                                "description": {"type": "string"},
+                                "parameters": {"type": "object", "description": "a JSON schema; absent: any object"},
+                                "strict": {"type": "boolean"}}}}}
 },
 "ChatCompletionRequest": {
   "type": "object", "required": ["messages"], "additionalProperties": false,
@@ -74,8 +101,14 @@ constexpr const char* kComponents = R"json({
     "max_completion_tokens": {"type": "integer", "minimum": 1, "maximum": 1048576},
     "logprobs": {"type": "boolean"},
     "top_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
-    "response_format": {"type": "object", "required": ["type"], "additionalProperties": false,
-                        "properties": {"type": {"type": "string", "enum": ["text"]}}},
+    "tools": {"$ref": "#/components/schemas/Tools"},
+    "tool_choice": {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]},
+                              {"type": "object", "required": ["type", "function"], "additionalProperties": false,
+                               "properties": {"type": {"type": "string", "enum": ["function"]},
+                                 "function": {"type": "object", "required": ["name"], "additionalProperties": false,
+                                   "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 64}}}}}],
+                    "description": "'none', 'auto', 'required', or {type: function, function: {name}}"},
+    "parallel_tool_calls": {"type": "boolean", "description": "false: at most one call"},
     "chat_template_kwargs": {"type": "object", "maxProperties": 64, "description": "further variables of the chat template (extension)"}
   }
 },
@@ -89,7 +122,9 @@ constexpr const char* kComponents = R"json({
     "add_special_tokens": {"type": "boolean"},
     "add_special": {"type": "boolean", "description": "llama-server's name of add_special_tokens"},
     "add_generation_prompt": {"type": "boolean"},
-    "parse_special": {"type": "boolean"}
+    "parse_special": {"type": "boolean"},
+    "tools": {"$ref": "#/components/schemas/Tools"},
+    "chat_template_kwargs": {"type": "object", "maxProperties": 64}
   }
 },
 "DetokenizeRequest": {
@@ -150,6 +185,28 @@ Json body_of(const std::string& schema) {
   return {{"application/json", {{"schema", {{"$ref", "#/components/schemas/" + schema}}}}}};
 }
 
+/// For every property that is not required, null says the same as its absence: clients
+/// send either.
+void allow_nulls(Json& schema) {
+  if (schema.is_array() || schema.is_object()) {
+    for (Json& part : schema) allow_nulls(part);
+  }
+  if (!schema.is_object() || !schema.contains("properties") || !schema["properties"].is_object()) return;
+  const Json required = schema.value("required", Json::array());
+  for (const auto& [name, member] : schema["properties"].items()) {
+    if (std::find(required.begin(), required.end(), name) != required.end()) continue;
+    if (member.contains("anyOf")) {
+      member["anyOf"].push_back({{"type", "null"}});
+    } else if (member.contains("$ref")) {
+      member = {{"anyOf", Json::array({std::move(member), Json{{"type", "null"}}})}};
+    } else if (member.contains("type") && member["type"] != "null") {
+      if (member["type"].is_string()) member["type"] = Json::array({member["type"]});
+      member["type"].push_back("null");
+      if (member.contains("enum")) member["enum"].push_back(nullptr);
+    }
+  }
+}
+
 }  // namespace
 
 const Json& api_components() {
@@ -159,6 +216,9 @@ const Json& api_components() {
     all.erase("Sampling");
     for (const char* name : {"CompletionRequest", "ChatCompletionRequest"})
       all.at(name).at("properties").update(sampling);
+    for (const char* name : {"CompletionRequest", "ChatCompletionRequest", "ChatMessage", "Tools", "TokenizeRequest",
+                             "DetokenizeRequest"})
+      allow_nulls(all.at(name));
     return all;
   }();
   return components;

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "engine/grammar_constraint.h"
 #include "server/api_error.h"
 
 namespace spear {
@@ -44,7 +45,7 @@ CompletionJob::CompletionJob(GenerationParams params, const ServedModel& model, 
       id_((params_.chat ? "chatcmpl-" : "cmpl-") + exchange_->request().id),
       created_(std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
                    .count()),
-      arrival_(Clock::now()) {}
+      arrival_(params_.request.arrival) {}
 
 void CompletionJob::start() {
   const auto self = shared_from_this();
@@ -58,10 +59,12 @@ void CompletionJob::start() {
     choice.prompt = i / static_cast<std::size_t>(params_.n);
     choice.filter = StopFilter(params_.stop);
     choice.logprobs = Json::array();
+    if (params_.output.calls) choice.parser.emplace(*params_.output.calls, params_.call_seed + i);
     Request request = params_.request;
     request.prompt = params_.prompts[choice.prompt];
     request.sampling.seed += i % static_cast<std::size_t>(params_.n);
-    request.arrival = arrival_;
+    if (params_.grammar)
+      request.constraint = std::make_shared<GrammarConstraint>(params_.grammar, model_.stop_token_ids);
     choice.ticket = engine_.submit(std::move(request), self);
   }
 }
@@ -76,24 +79,66 @@ void CompletionJob::take(const TokenEvent& event) {
     metrics_.refused("slo");
     return fail({503, "overloaded_error", event.error->problem() + "; " + event.error->remedy(), event.error->where()});
   }
-  if (event.error) return fail(api_error(*event.error));
+  if (event.error) {
+    // A schema that the vocabulary cannot write, or too ambiguous to follow, is its author's.
+    const bool schema = params_.grammar && event.error->where() == "response_format";
+    return fail(schema ? bad_request(event.error->problem(), params_.output.calls ? "tools" : "response_format")
+                       : api_error(*event.error));
+  }
   if (!choice.begun) begin(choice, event);
   if (event.token >= 0 && !params_.no_output) {
     ++choice.tokens;
     metrics_.token(choice.tokens == 1, arrival_, choice.last_token, event.time, params_.request.slo);
     if (choice.tokens == 1) choice.first_token = event.time;
     choice.last_token = event.time;
-    const bool hidden = model_.tokenizer->is_special(event.token) || event.token >= model_.tokenizer->vocab_size();
-    choice.text +=
-        choice.filter.push(choice.characters.push(hidden ? std::string() : model_.tokenizer->token_bytes(event.token)));
+    const std::string bytes = is_hidden(event.token) ? std::string() : model_.tokenizer->token_bytes(event.token);
+    add_text(choice, choice.filter.push(choice.characters.push(bytes)), choice.filter.stopped());
     if (params_.want_logprobs) add_logprobs(choice, event.logprobs);
-    if (choice.filter.stopped()) {
+    if (choice.filter.stopped() || has_enough_calls(choice)) {
       if (!event.finished) engine_.cancel(choice.ticket);
       return end(choice, FinishReason::stop, event.time);
     }
   }
   if (event.finished) return end(choice, *event.finished, event.time);
   if (params_.stream) send_piece(choice);
+}
+
+/// Special tokens are no text, but for those that tool calls are written with.
+bool CompletionJob::is_hidden(std::int32_t token) const {
+  const Tokenizer& tokenizer = *model_.tokenizer;
+  if (token >= tokenizer.vocab_size()) return true;
+  if (!tokenizer.is_special(token)) return false;
+  if (!params_.output.calls) return true;
+  const ToolTags tags = tool_tags(*params_.output.calls);
+  return token != tokenizer.token_id(tags.open) && token != tokenizer.token_id(tags.close);
+}
+
+/// Text that no stop string can begin in any more; `last`: nothing follows.
+void CompletionJob::add_text(Choice& choice, std::string_view piece, bool last) {
+  if (!choice.parser) {
+    choice.text += piece;
+    return;
+  }
+  const auto take_output = [&](ToolCallParser::Output output) {
+    choice.text += output.text;
+    for (ToolCall& call : output.calls) {
+      if (has_enough_calls(choice)) break;
+      choice.calls.push_back(std::move(call));
+      ++choice.num_calls;
+    }
+  };
+  take_output(choice.parser->push(piece));
+  if (last && !has_enough_calls(choice)) take_output(choice.parser->finish());
+}
+
+/// With parallel_tool_calls off, nothing is wanted behind the first call.
+bool CompletionJob::has_enough_calls(const Choice& choice) const {
+  return !params_.output.parallel && choice.num_calls > 0;
+}
+
+const char* CompletionJob::reason_of(const Choice& choice) const {
+  const bool ended = choice.reason == FinishReason::eos || choice.reason == FinishReason::stop;
+  return ended && choice.num_calls > 0 ? "tool_calls" : openai_name(*choice.reason);
 }
 
 /// The first event: the prompt has been read.
@@ -187,9 +232,11 @@ Json CompletionJob::take_logprobs(Choice& choice) {
 
 void CompletionJob::end(Choice& choice, FinishReason reason, Clock::time_point time) {
   if (reason != FinishReason::stop) {
-    choice.text += choice.filter.push(choice.characters.finish());
-    choice.text += choice.filter.finish();
+    add_text(choice, choice.filter.push(choice.characters.finish()), false);
+    add_text(choice, choice.filter.finish(), true);
   }
+  // As OpenAI does it: what is left goes before the reason. Clients take a call to be whole when the next chunk comes.
+  if (params_.stream && params_.chat) send_piece(choice);
   choice.done = true;
   choice.reason = reason;
   metrics_.finished(openai_name(reason), arrival_, choice.first_token, time, choice.tokens, params_.request.max_tokens);
@@ -201,23 +248,37 @@ Json CompletionJob::envelope(const char* object) const {
   return {{"id", id_}, {"object", object}, {"created", created_}, {"model", model_.name}};
 }
 
+Json CompletionJob::message_json(Choice& choice, bool streamed) {
+  Json message = streamed ? Json::object() : Json{{"role", "assistant"}, {"content", nullptr}};
+  const std::size_t first = choice.num_calls - choice.calls.size();
+  if (!choice.text.empty() || (!streamed && choice.calls.empty())) message["content"] = std::exchange(choice.text, {});
+  if (choice.calls.empty()) return message;
+  Json& calls = message["tool_calls"] = Json::array();
+  for (std::size_t i = 0; i < choice.calls.size(); ++i) {
+    const ToolCall& call = choice.calls[i];
+    calls.push_back({{"id", call.id},
+                     {"type", "function"},
+                     {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
+    if (streamed) calls.back()["index"] = first + i;
+  }
+  choice.calls.clear();
+  return message;
+}
+
 Json CompletionJob::choice_json(Choice& choice, bool streamed) {
   Json json = {{"index", &choice - choices_.data()},
-               {"finish_reason", choice.reason ? Json(openai_name(*choice.reason)) : Json()}};
-  std::string text = std::exchange(choice.text, {});
+               {"finish_reason", choice.reason ? Json(reason_of(choice)) : Json()}};
   json["logprobs"] = take_logprobs(choice);
   if (!params_.chat) {
-    json["text"] = std::move(text);
-  } else if (streamed) {
-    json["delta"] = text.empty() ? Json::object() : Json{{"content", std::move(text)}};
+    json["text"] = std::exchange(choice.text, {});
   } else {
-    json["message"] = {{"role", "assistant"}, {"content", std::move(text)}};
+    json[streamed ? "delta" : "message"] = message_json(choice, streamed);
   }
   return json;
 }
 
 void CompletionJob::send_piece(Choice& choice) {
-  if (choice.text.empty() && choice.logprobs.empty() && !choice.done) return;
+  if (choice.text.empty() && choice.calls.empty() && choice.logprobs.empty() && !choice.done) return;
   Json document = envelope(params_.chat ? "chat.completion.chunk" : "text_completion");
   document["choices"] = Json::array({choice_json(choice, true)});
   if (params_.include_usage) document["usage"] = params_.continuous_usage ? usage() : Json();

@@ -17,6 +17,7 @@
 #include "server/http.h"
 #include "server/metrics.h"
 #include "text/stop_filter.h"
+#include "text/tool_calls.h"
 #include "text/utf8.h"
 
 namespace spear {
@@ -44,6 +45,9 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     std::size_t prompt = 0;
     Utf8Stream characters;
     StopFilter filter;
+    std::optional<ToolCallParser> parser;
+    std::vector<ToolCall> calls;  // not sent yet; all of them when nothing is streamed
+    std::size_t num_calls = 0;
     std::string text;         // certain and not sent yet; the whole text when nothing is streamed
     nlohmann::json logprobs;  // entries not sent yet
     std::int64_t text_offset = 0;
@@ -53,6 +57,10 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     std::chrono::steady_clock::time_point first_token = {}, last_token = {};
   };
 
+  bool is_hidden(std::int32_t token) const;
+  void add_text(Choice& choice, std::string_view piece, bool last);
+  bool has_enough_calls(const Choice& choice) const;
+  const char* reason_of(const Choice& choice) const;
   void begin(Choice& choice, const TokenEvent& event);
   void add_logprobs(Choice& choice, std::span<const TokenLogprob> logprobs);
   void add_first_logprob(Choice& choice);
@@ -63,6 +71,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   void send(const nlohmann::json& document);
   void complete();
   nlohmann::json envelope(const char* object) const;
+  nlohmann::json message_json(Choice& choice, bool streamed);
   nlohmann::json choice_json(Choice& choice, bool streamed);
   nlohmann::json take_logprobs(Choice& choice);
   nlohmann::json usage() const;

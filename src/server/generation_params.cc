@@ -72,6 +72,12 @@ void take_common(const Json& body, const ServedModel& model, GenerationParams& p
   }
   bool ignore_eos = false;
   take(body, "ignore_eos", ignore_eos);
+  params.output = output_format(body, model.tool_format);
+  params.call_seed = random_seed();
+  if (ignore_eos && params.output.constrained()) {
+    throw bad_request("an output that has to fit a grammar ends where it is complete: leave ignore_eos out",
+                      "ignore_eos");
+  }
   if (!ignore_eos) request.stop_token_ids = model.stop_token_ids;
   if (const auto ids = body.find("stop_token_ids"); ids != body.end()) {
     for (const auto& id : *ids) request.stop_token_ids.push_back(id.get<std::int64_t>());
@@ -159,6 +165,23 @@ void take_prompts(const Json& body, const ServedModel& model, GenerationParams& 
   }
 }
 
+/// OpenAI's arguments are text; templates expect the object.
+void parse_arguments(Json& message, std::size_t index) {
+  const auto calls = message.find("tool_calls");
+  if (calls == message.end() || calls->is_null()) return;
+  for (std::size_t i = 0; i < calls->size(); ++i) {
+    Json& arguments = (*calls)[i].at("function").at("arguments");
+    // Nested at most as deeply as a body may be.
+    const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth <= 64; };
+    Json object = Json::parse(arguments.get_ref<const std::string&>(), shallow, false);
+    if (!object.is_object()) {
+      throw bad_request("must be a JSON object, as text",
+                        fmt::format("messages[{}].tool_calls[{}].function.arguments", index, i));
+    }
+    arguments = std::move(object);
+  }
+}
+
 }  // namespace
 
 void check_model(const Json& body, const ServedModel& model) {
@@ -204,6 +227,7 @@ GenerationParams chat_params(const Json& body, const ServedModel& model) {
   }
   Json extra = Json::object();
   if (const auto more = body.find("chat_template_kwargs"); more != body.end()) extra = *more;
+  if (!params.output.tools.is_null()) extra["tools"] = params.output.tools;
   params.prompts.push_back(chat_prompt(body.at("messages"), model, true, extra));
   std::optional<std::int64_t> max_tokens;
   for (const char* name : {"max_tokens", "max_completion_tokens"}) {
@@ -220,7 +244,10 @@ std::vector<std::int32_t> chat_prompt(const Json& messages, const ServedModel& m
     throw bad_request("this model has no chat template; use /v1/completions", "messages");
   }
   Json flat = messages;
-  for (auto& message : flat) {  // templates of text models expect one string
+  for (std::size_t i = 0; i < flat.size(); ++i) {
+    auto& message = flat[i];
+    parse_arguments(message, i);
+    // Templates of text models expect one string.
     const auto content = message.find("content");
     if (content == message.end() || !content->is_array()) continue;
     std::string text;

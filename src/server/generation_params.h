@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/request.h"
+#include "server/output_format.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -19,6 +20,7 @@ struct ServedModel {
   std::string root;  ///< path of the checkpoint
   const Tokenizer* tokenizer = nullptr;
   std::optional<ChatTemplate> chat_template;
+  std::optional<ToolFormat> tool_format;  ///< how it writes tool calls; nothing: its template knows no tools
   std::int64_t max_model_len = 0;  ///< tokens of prompt and output together
   std::int64_t vocab_size = 0;
   std::vector<std::int64_t> stop_token_ids;
@@ -35,6 +37,9 @@ struct GenerationParams {
   Request request;         ///< of every choice, the prompt left out
   bool no_output = false;  ///< max_tokens 0 with echo: the prompt alone
   std::vector<std::string> stop;
+  OutputFormat output;
+  StructuredOutput::GrammarPtr grammar;  ///< of a constrained output, once it is made
+  std::uint64_t call_seed = 0;           ///< of the ids of tool calls
 };
 
 /// Both throw ApiError(400 or 404) naming the field.

@@ -23,6 +23,11 @@ bool is_type(const Value& value, const std::string& type) {
   return type == "null" && value.is_null();
 }
 
+std::size_t characters_in(const std::string& text) {
+  return static_cast<std::size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+}
+
 std::string shown(const std::string& path) { return path.empty() ? "the body" : "'" + path + "'"; }
 
 [[noreturn]] void refuse(const std::string& path, const std::string& message) {
@@ -42,15 +47,19 @@ class Validator {
     if (schema.contains("type")) type(value, schema.at("type"), path);
     if (schema.contains("enum")) one_of(value, schema.at("enum"), path);
     if (value.is_number()) number(value, schema, path);
-    if (value.is_string()) length(value.get_ref<const std::string&>().size(), schema, "Length", "characters", path);
+    if (value.is_string()) length(characters_in(value.get_ref<const std::string&>()), schema, "Length", "characters", path);
     if (value.is_array()) array(value, schema, path);
     if (value.is_object()) object(value, schema, path);
   }
 
  private:
   void any_of(const Value& value, const Json& schema, const std::string& path) const {
+    const Json& options = schema.at("anyOf");
+    // Something or null: what is wrong with the something says more than the list.
+    static const Json kNull = {{"type", "null"}};
+    if (options.size() == 2 && options[1] == kNull && !value.is_null()) return check(value, options[0], path);
     std::string last;
-    for (const auto& option : schema.at("anyOf")) {
+    for (const auto& option : options) {
       try {
         return check(value, option, path);
       } catch (const ApiError& error) {

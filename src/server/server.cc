@@ -48,6 +48,7 @@ Server::Server(Engine& engine, const ServedModel& model, ServerOptions options,
       metrics_(model.name, options_.version, model.compensator_density),
       created_(std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
                    .count()),
+      grammars_(*model.tokenizer, post_),
       thread_(
           engine,
           [this](std::vector<TokenEvent> events) {
@@ -66,19 +67,7 @@ void Server::handle(const std::shared_ptr<HttpExchange>& exchange) {
   try {
     dispatch(exchange);
   } catch (const ApiError& error) {
-    metrics_.refused(error.status() == 429   ? "queue"
-                     : error.status() == 503 ? "draining"
-                     : error.status() == 401 ? "key"
-                                             : "invalid");
-    if (options_.log_requests) {
-      // The path is the client's text: what is unknown is not repeated.
-      log::event("refused", {{"id", exchange->request().id},
-                             {"status", std::to_string(error.status())},
-                             {"path", error.status() == 404 ? "?" : exchange->request().path},
-                             {"type", error.type()},
-                             {"param", error.param()}});
-    }
-    exchange->respond(error.response());
+    refuse(*exchange, error);
   } catch (const Error& error) {
     exchange->respond(api_error(error).response());
   } catch (const std::exception& error) {
@@ -86,6 +75,22 @@ void Server::handle(const std::shared_ptr<HttpExchange>& exchange) {
     exchange->respond(
         ApiError(500, "server_error", "an internal error; the server's log has it under this request's id").response());
   }
+}
+
+void Server::refuse(HttpExchange& exchange, const ApiError& error) {
+  metrics_.refused(error.status() == 429   ? "queue"
+                   : error.status() == 503 ? "draining"
+                   : error.status() == 401 ? "key"
+                                           : "invalid");
+  if (options_.log_requests) {
+    // Paths and parameters are the client's text: what is unknown, or points into a schema, is not repeated.
+    log::event("refused", {{"id", exchange.request().id},
+                           {"status", std::to_string(error.status())},
+                           {"path", error.status() == 404 ? "?" : exchange.request().path},
+                           {"type", error.type()},
+                           {"param", error.param().substr(0, error.param().find('/'))}});
+  }
+  exchange.respond(error.response());
 }
 
 void Server::dispatch(const std::shared_ptr<HttpExchange>& exchange) {
@@ -146,13 +151,35 @@ void Server::complete(const std::shared_ptr<HttpExchange>& exchange, bool chat) 
     throw bad_request(fmt::format("{} choices in one request; this server takes {} at a time", choices,
                                   options_.max_queue), "n");
   }
-  if (thread_.active() + choices > options_.max_queue) {
-    throw ApiError(429, "overloaded_error", fmt::format("{} requests are waiting or running already", thread_.active()),
-                   {}, "queue_full");
+  const std::int64_t taken = thread_.active() + compiling_;
+  if (taken + choices > options_.max_queue) {
+    throw ApiError(429, "overloaded_error", fmt::format("{} requests are waiting or running already", taken), {},
+                   "queue_full");
   }
   Slo& slo = params.request.slo;
   if (slo.ttft_ms == 0) slo.ttft_ms = options_.slo.ttft_ms;
   if (slo.itl_ms == 0) slo.itl_ms = options_.slo.itl_ms;
+  params.request.arrival = std::chrono::steady_clock::now();
+  if (!params.output.constrained()) return start(std::move(params), exchange);
+  compiling_ += choices;
+  OutputFormat format = params.output;
+  grammars_.make(std::move(format), [this, exchange, choices, params = std::move(params)](
+                                        StructuredOutput::GrammarPtr grammar, std::optional<ApiError> error) mutable {
+    compiling_ -= choices;
+    if (abandoned_) error.emplace(503, "server_error", "the server shuts down; send the request again elsewhere");
+    params.grammar = std::move(grammar);
+    if (!exchange->closed()) {
+      if (error) {
+        refuse(*exchange, *error);
+      } else {
+        start(std::move(params), exchange);
+      }
+    }
+    end_drain();
+  });
+}
+
+void Server::start(GenerationParams params, const std::shared_ptr<HttpExchange>& exchange) {
   const CompletionJob::Engine engine{[this](Request wanted, std::shared_ptr<CompletionJob> job) {
                                        const Ticket ticket = thread_.submit(std::move(wanted));
                                        jobs_.emplace(ticket, std::move(job));
@@ -172,16 +199,21 @@ void Server::take(std::vector<TokenEvent> events) {
     if (event.finished) jobs_.erase(found);
     job->take(event);
   }
-  if (drained_ && jobs_.empty()) std::exchange(drained_, nullptr)();
+  end_drain();
+}
+
+void Server::end_drain() {
+  if (drained_ && jobs_.empty() && compiling_ == 0) std::exchange(drained_, nullptr)();
 }
 
 void Server::drain(std::function<void()> done) {
   draining_ = true;
-  if (jobs_.empty()) return done();
   drained_ = std::move(done);
+  end_drain();
 }
 
 void Server::abandon_all() {
+  abandoned_ = true;
   const auto jobs = jobs_;  // a choice that ends takes itself out
   std::set<CompletionJob*> seen;
   for (const auto& [ticket, job] : jobs) {
@@ -218,6 +250,9 @@ HttpResponse Server::tokenize(const HttpRequest& request) {
   check_model(body, model_);
   const bool has_text = body.contains("prompt") || body.contains("content");
   if (has_text == body.contains("messages")) throw bad_request("give either prompt or messages", "prompt");
+  for (const char* field : {"tools", "chat_template_kwargs"}) {
+    if (has_text && body.contains(field)) throw bad_request(fmt::format("{} needs messages", field), field);
+  }
   std::vector<std::int32_t> tokens;
   if (has_text) {
     const auto& text = (body.contains("prompt") ? body.at("prompt") : body.at("content")).get_ref<const std::string&>();
@@ -227,7 +262,12 @@ HttpResponse Server::tokenize(const HttpRequest& request) {
     options.parse_special = body.value("parse_special", true);
     tokens = model_.tokenizer->encode(text, options);
   } else {
-    tokens = chat_prompt(body.at("messages"), model_, body.value("add_generation_prompt", true));
+    auto extra = body.value("chat_template_kwargs", nlohmann::ordered_json::object());
+    if (const auto tools = body.find("tools"); tools != body.end()) {
+      check_tools(*tools, model_.tool_format);
+      extra["tools"] = *tools;
+    }
+    tokens = chat_prompt(body.at("messages"), model_, body.value("add_generation_prompt", true), extra);
   }
   return json_response({{"tokens", tokens}, {"count", tokens.size()}, {"max_model_len", model_.max_model_len}});
 }

@@ -11,6 +11,7 @@
 #include "engine/engine_thread.h"
 #include "server/completion_job.h"
 #include "server/generation_params.h"
+#include "server/grammar_worker.h"
 #include "server/http_server.h"
 #include "server/metrics.h"
 
@@ -56,7 +57,10 @@ class Server {
 
   void dispatch(const std::shared_ptr<HttpExchange>& exchange);
   void check_key(const HttpRequest& request) const;
+  void refuse(HttpExchange& exchange, const ApiError& error);
   void complete(const std::shared_ptr<HttpExchange>& exchange, bool chat);
+  void start(GenerationParams params, const std::shared_ptr<HttpExchange>& exchange);
+  void end_drain();
   void take(std::vector<TokenEvent> events);
   HttpResponse health(const HttpRequest& request);
   HttpResponse ready(const HttpRequest& request);
@@ -74,9 +78,11 @@ class Server {
   std::function<void(std::function<void()>)> post_;
   Metrics metrics_;
   std::unordered_map<Ticket, std::shared_ptr<CompletionJob>> jobs_;
-  bool draining_ = false;
+  std::int64_t compiling_ = 0;  // choices that wait for their grammar
+  bool draining_ = false, abandoned_ = false;
   std::function<void()> drained_;
   std::int64_t created_ = 0;
+  GrammarWorker grammars_;
   EngineThread thread_;  // last: it delivers into the members above
 };
 

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <chrono>
 
 #include "constrain_test_util.h"
@@ -146,6 +148,39 @@ TEST(SchemaTest, AcceptsWhatIsValidAndNothingElse) {
       for (int i = 0; i < 4; ++i) EXPECT_FALSE(accepts(grammar, document, &random)) << one.schema << "\n" << document;
     }
   }
+}
+
+/// Integers have at most 18 digits; bounds near and beyond those of 64 bits must not wrap around.
+TEST(SchemaTest, BoundsNearTheLimitsOf64Bits) {
+  const auto takes = [](const std::string& schema, const std::string& text) {
+    Matcher matcher(grammar_of(schema));
+    return matcher.accept_text(text) && matcher.complete();
+  };
+  const std::string largest = "999999999999999999", beyond = "1000000000000000000";
+  for (const std::string& bound : {largest, beyond, std::string("9223372036854775807"),
+                                   std::string("9223372036854775808"), std::string("18446744073709551615"),
+                                   std::string("1e18"), std::string("1e300")}) {
+    for (const char* type : {"integer", "number"}) {
+      const std::string above = fmt::format(R"({{"type":"{}","maximum":{}}})", type, bound);
+      const std::string below = fmt::format(R"({{"type":"{}","minimum":-{}}})", type, bound);
+      for (const std::string& schema : {above, below}) {
+        for (const std::string& number : {std::string("0"), std::string("-1"), std::string("7"), largest, "-" + largest})
+          EXPECT_TRUE(takes(schema, number)) << schema << " " << number;
+        EXPECT_FALSE(takes(schema, beyond)) << schema;
+        EXPECT_FALSE(takes(schema, "-" + beyond)) << schema;
+      }
+    }
+  }
+  EXPECT_TRUE(takes(R"({"type":"integer","minimum":999999999999999999})", largest));
+  EXPECT_FALSE(takes(R"({"type":"integer","minimum":999999999999999999})", "999999999999999998"));
+  EXPECT_TRUE(takes(R"({"type":"integer","exclusiveMaximum":-999999999999999998})", "-" + largest));
+  EXPECT_TRUE(takes(R"({"type":"number","exclusiveMinimum":999999999999999997})", "999999999999999998.5"));
+  EXPECT_FALSE(takes(R"({"type":"number","exclusiveMinimum":999999999999999997})", "999999999999999997"));
+  for (const char* schema : {R"({"type":"integer","minimum":1000000000000000000})",
+                             R"({"type":"integer","exclusiveMinimum":999999999999999999})",
+                             R"({"type":"integer","maximum":-9223372036854775808})",
+                             R"({"type":"integer","minimum":18446744073709551615})"})
+    EXPECT_THROW(grammar_of(schema), Error) << schema;
 }
 
 TEST(SchemaTest, RefusesByNameAndPointer) {

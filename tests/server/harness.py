@@ -74,23 +74,27 @@ def make_model(directory: Path) -> Path:
                            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                            "vocab": {c: i for i, c in enumerate(byte_alphabet())}, "merges": []}}
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    template = ("{% if tools %}tools in <tool_call>:{% for t in tools %} {{ t.function | tojson }}{% endfor %}{{ '\\n' }}{% endif %}"
+                "{% for m in messages %}{{ m.role }}: {{ m.content if m.content else '' }}"
+                "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }} {{ c.function.arguments | tojson }}</tool_call>"
+                "{% endfor %}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}a:{% endif %}")
     (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "<|end|>"}))
     return directory
 
 
-_scratch = tempfile.mkdtemp(prefix="spear-server-")
 _model: list[Path] = []
 
 
 def model() -> Path:
+    """Made where it is first asked for."""
     if not _model:
-        _model.append(make_model(Path(_scratch) / "tiny"))
+        _model.append(make_model(Path(tempfile.mkdtemp(prefix="spear-server-")) / "tiny"))
     return _model[0]
 
 
 def clean_up() -> None:
-    shutil.rmtree(_scratch, ignore_errors=True)
+    while _model:
+        shutil.rmtree(_model.pop().parent, ignore_errors=True)
 
 
 class Server:

@@ -55,7 +55,7 @@ TEST(JsonSchema, RefusesWhatIsNoJson) {
 
 TEST(JsonSchema, TheDocumentDescribesWhatIsEnforced) {
   const auto document = openapi_document("1.2.3");
-  EXPECT_EQ(document.at("components").at("schemas"), api_components());
+  EXPECT_TRUE(document.at("components").at("schemas") == api_components());
   for (const auto& [path, operations] : document.at("paths").items()) {
     for (const auto& [method, operation] : operations.items()) {
       for (const auto& [status, response] : operation.at("responses").items()) {

@@ -118,6 +118,8 @@ def main() -> int:
     parser.add_argument("--most-growth-mb", type=float, default=16, help="of resident memory over the last three quarters")
     args = parser.parse_args()
     options = ["--max-num-seqs", "8", "--no-request-log", "--max-queue", "64"]
+    if args.model:
+        options += ["--max-model-len", "1024", "--kv-cache-memory", "64MB"]  # small enough for preemptions
     ok = True
     with Server(*options, path=args.model) as server:
         load, sizes, began = Load(server, args.seed), [], time.monotonic()
