@@ -55,11 +55,13 @@ MappedFile::MappedFile(const fs::path& path) : path_(path) {
       throw bad_input(fmt::format("cannot map: {}", std::strerror(code)), path.string());
     }
     data_ = static_cast<const std::byte*>(data);
+    guard_.emplace(data, size_, path_.string());
   }
   close(fd);
 }
 
 MappedFile::~MappedFile() {
+  guard_.reset();
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
 }
 

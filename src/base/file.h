@@ -4,13 +4,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 
+#include "base/mapping_guard.h"
+
 namespace spear {
 
-/// A read-only mapping of a whole regular file. Throws Error(bad_input) naming the file if it can't be mapped.
+/// A read-only mapping of a whole regular file. Throws Error(bad_input) naming the file if it can't be mapped. If the
+/// file shrinks while it is mapped, whoever reads what is gone ends the process with exit code 3 (mapping_guard.h).
 class MappedFile {
  public:
   explicit MappedFile(const std::filesystem::path& path);
@@ -25,6 +29,7 @@ class MappedFile {
   std::filesystem::path path_;
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;
+  std::optional<MappingGuard> guard_;  // none for an empty file
 };
 
 /// Whole text file; refuses files above `max_bytes`.

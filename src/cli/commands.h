@@ -14,6 +14,7 @@ void add_profile(CommandLine& line);
 void add_simulate(CommandLine& line);
 void add_inspect(CommandLine& line);
 void add_report(CommandLine& line);
+void add_tokenize(CommandLine& line);
 void add_serve(CommandLine& line);
 void add_version(CommandLine& line);
 void add_completions(CommandLine& line);

@@ -17,7 +17,7 @@ std::string bytes_to_spelling(std::string_view bytes);
 /// The inverse; nothing if the text has a character outside the alphabet.
 std::optional<std::string> spelling_to_bytes(std::string_view spelling);
 
-/// What a BPE model consists of, in the spelling of tokenizer.json.
+/// What a BPE or unigram model consists of, in the spelling of tokenizer.json.
 struct Vocabulary {
   std::unordered_map<std::string, std::int32_t> ids;        ///< ids are >= 0 and distinct
   std::vector<std::pair<std::string, std::string>> merges;  ///< by rank
@@ -30,6 +30,9 @@ struct Vocabulary {
   /// By id, instead of merges: two symbols merge if the result is a token, highest score first (SentencePiece). NaN:
   /// never the result of a merge.
   std::vector<float> scores = {};
+  /// By id: a unigram model (UnigramModel) instead of BPE; merges and scores are empty then.
+  std::vector<double> log_probabilities = {};
+  bool byte_fallback = false;  ///< of a unigram model; BPE has it wherever symbols are characters
 };
 
 class BpeModel {

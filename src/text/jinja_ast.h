@@ -51,6 +51,7 @@ struct Node {
 };
 
 struct Statement;
+struct Branch;
 
 struct Block {
   std::vector<Statement> statements;
@@ -65,7 +66,13 @@ struct Statement {
   std::vector<std::string> targets;                 // set, loop
   NodePtr value;                                    // output, set, loop: what is iterated
   NodePtr condition;                                // loop: the `if` behind it, may be null
-  std::vector<std::pair<NodePtr, Block>> branches;  // conditional; null: else. Loop: {null, body}, maybe {null, else}
+  std::vector<Branch> branches;  // conditional, loop
+};
+
+/// Of a conditional; null condition: else. Of a loop: {null, body}, maybe {null, else}.
+struct Branch {
+  NodePtr condition;
+  Block body;
 };
 
 }  // namespace spear::jinja

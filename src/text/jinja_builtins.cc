@@ -222,9 +222,9 @@ const std::map<std::string, FilterFunction, std::less<>>& method_table() {
          return b.list(std::move(values));
        }},
       {"get",
-       [](const Value& v, const Arguments& a, Budget&) {
+       [](const Value& v, const Arguments& a, Budget& b) {
          a.check(2);
-         on_dict(v);
+         b.step(on_dict(v).size() / 16);
          const Value* found = v.find(text_of(required(a, 0, "key")));
          const Value* fallback = a.find(1, "default");
          return found != nullptr ? *found : fallback != nullptr ? *fallback : Value{None{}};

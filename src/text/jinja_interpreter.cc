@@ -94,13 +94,13 @@ class Interpreter {
       }
       items = std::move(kept);
     }
-    if (items.empty() && statement.branches.size() == 2) return execute(statement.branches[1].second);
+    if (items.empty() && statement.branches.size() == 2) return execute(statement.branches[1].body);
     for (std::size_t i = 0; i < items.size(); ++i) {
       budget_.step(8);  // about what the loop variable costs
       scopes_.emplace_back();
       scopes_.back()["loop"] = loop_variable(items, i);
       bind(statement, items[i]);
-      execute(statement.branches[0].second);
+      execute(statement.branches[0].body);
       scopes_.pop_back();
     }
   }
@@ -203,6 +203,7 @@ class Interpreter {
       const Value key = evaluate(*node.children[i]);
       if (key.text() == nullptr) throw Problem{"keys must be texts, not " + type_name(key)};
       Value value = evaluate(*node.children[i + 1]);
+      budget_.step(items.size() / 16);  // keys are compared one after another
       const auto same =
           std::find_if(items.begin(), items.end(), [&](const auto& item) { return item.first == *key.text(); });
       if (same != items.end()) {

@@ -66,7 +66,7 @@ Value apply_binary(const std::string& operation, const Value& left, const Value&
 
 Value subscript(const Value& object, const Value& key, Budget& budget) {
   if (object.is_undefined() || object.is<None>()) throw Problem{type_name(object) + " has no members"};
-  const std::string missing = key.text() != nullptr ? *key.text() : "element";
+  const std::string missing = key.text() != nullptr ? key.text()->substr(0, 64) : "element";
   if (const Dict* dict = object.dict()) {
     budget.step(1 + dict->size() / 8);
     const Value* found = key.text() != nullptr ? object.find(*key.text()) : nullptr;

@@ -83,7 +83,7 @@ class Parser : private TokenCursor {
       expect(TokenKind::block_end, "%}");
       const bool last = condition == nullptr;
       Block body = last ? statements({"endif"}) : statements({"elif", "else", "endif"});
-      statement.branches.emplace_back(std::move(condition), std::move(body));
+      statement.branches.push_back({std::move(condition), std::move(body)});
       if (at_kind(TokenKind::end)) fail("expected {% endif %}");
       if (peek(1).text == "endif") break;
       next();
@@ -102,10 +102,10 @@ class Parser : private TokenCursor {
     if (skip_name("if")) statement.condition = expression();
     if (at_name("recursive")) fail("recursive loops are not supported", kSubset);
     expect(TokenKind::block_end, "%}");
-    statement.branches.emplace_back(nullptr, statements({"else", "endfor"}));
+    statement.branches.push_back({nullptr, statements({"else", "endfor"})});
     if (!at_kind(TokenKind::end) && peek(1).text == "else") {
       end_tag("else");
-      statement.branches.emplace_back(nullptr, statements({"endfor"}));
+      statement.branches.push_back({nullptr, statements({"endfor"})});
     }
     end_tag("endfor");
     return statement;

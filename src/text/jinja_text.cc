@@ -3,6 +3,8 @@
 #include <unicode/locid.h>
 #include <unicode/unistr.h>
 
+#include <algorithm>
+
 #include "text/utf8.h"
 
 namespace spear::jinja {
@@ -15,14 +17,16 @@ bool is_python_space(char32_t c) { return is_white_space(c) || (c >= 0x1C && c <
 
 Value strip(const Value& input, const Value* characters, int side, Budget& budget) {
   std::string_view text = text_of(input);
+  budget.step(input.weight);
   std::u32string set;
   const bool spaces = characters == nullptr || characters->is<None>();
   if (!spaces) {
     for (const Value& c : elements(*characters, budget)) set += read_utf8(text_of(c)).code;
+    std::sort(set.begin(), set.end());
   }
   const auto strips = [&](std::string_view c) {
     const char32_t code = read_utf8(c).code;
-    return spaces ? is_python_space(code) : set.find(code) != std::u32string::npos;
+    return spaces ? is_python_space(code) : std::binary_search(set.begin(), set.end(), code);
   };
   while (side <= 0 && !text.empty() && strips(text)) text.remove_prefix(read_utf8(text).length);
   while (side >= 0 && !text.empty()) {
@@ -31,7 +35,6 @@ Value strip(const Value& input, const Value* characters, int side, Budget& budge
     if (!strips(text.substr(last))) break;
     text.remove_suffix(text.size() - last);
   }
-  budget.step(input.weight);
   return budget.text(std::string(text));
 }
 
@@ -49,6 +52,7 @@ Value replace(const Value& input, const Arguments& arguments, Budget& budget) {
   const Value* limit = arguments.find(2, "count");
   std::int64_t left = limit == nullptr || limit->is<None>() ? -1 : to_integer(*limit);
   if (from.empty()) throw Problem{"replacing an empty text is not supported"};
+  budget.step(search_steps(input, from));
   std::string out;
   std::size_t at = 0;
   while (left != 0) {
@@ -60,7 +64,6 @@ Value replace(const Value& input, const Arguments& arguments, Budget& budget) {
     at = found + from.size();
     --left;
   }
-  budget.step(input.weight);
   return budget.text(out + text.substr(at));
 }
 
@@ -84,6 +87,7 @@ Value split(const Value& input, const Arguments& arguments, Budget& budget) {
   }
   const std::string& by = text_of(*separator);
   if (by.empty()) throw Problem{"split needs a separator that isn't empty"};
+  budget.step(search_steps(input, by));
   std::size_t at = 0;
   for (std::size_t found; left != 0 && (found = text.find(by, at)) != std::string::npos; --left) {
     parts.push_back(budget.text(text.substr(at, found - at)));

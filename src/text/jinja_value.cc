@@ -18,36 +18,59 @@ std::string json_string(const std::string& text) {
   return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-/// `margin` is the current indentation; < 0: on one line.
-std::string json_items(const std::vector<std::string>& items, const char* brackets, int indent, int margin) {
-  if (items.empty()) return brackets;
-  std::string out(1, brackets[0]);
-  for (std::size_t i = 0; i < items.size(); ++i) {
-    if (i > 0) out += indent < 0 ? ", " : ",";
-    if (indent >= 0) out += "\n" + std::string(static_cast<std::size_t>(margin + indent), ' ');
-    out += items[i];
-  }
-  if (indent >= 0) out += "\n" + std::string(static_cast<std::size_t>(margin), ' ');
-  return out + brackets[1];
-}
+/// Appends to a text that may not outgrow the budget: what a value shares is written every time, and indented.
+class JsonWriter {
+ public:
+  JsonWriter(int indent, const Budget& budget) : indent_(indent), budget_(budget) {}
 
-std::string json_text(const Value& value, int indent, int margin) {
-  if (const std::string* text = value.text()) return json_string(*text);
-  if (value.is<None>()) return "null";
-  if (const bool* flag = std::get_if<bool>(&value.data)) return *flag ? "true" : "false";
-  if (value.is_number()) return to_text(value);
-  const int inner = margin + std::max(indent, 0);
-  std::vector<std::string> items;
-  if (const List* list = value.list()) {
-    for (const Value& item : *list) items.push_back(json_text(item, indent, inner));
-    return json_items(items, "[]", indent, margin);
+  std::string take() { return std::move(out_); }
+
+  void write(const Value& value, int margin) {
+    if (const std::string* text = value.text()) return append(json_string(*text));
+    if (value.is<None>()) return append("null");
+    if (const bool* flag = std::get_if<bool>(&value.data)) return append(*flag ? "true" : "false");
+    if (value.is_number()) return append(to_text(value));
+    if (const List* list = value.list()) {
+      return items(*list, "[]", margin, [&](const Value& item, int inner) { write(item, inner); });
+    }
+    if (const Dict* dict = value.dict()) {
+      return items(*dict, "{}", margin, [&](const auto& item, int inner) {
+        append(json_string(item.first) + ": ");
+        write(item.second, inner);
+      });
+    }
+    throw Problem{type_name(value) + " can't be written as JSON"};
   }
-  if (const Dict* dict = value.dict()) {
-    for (const auto& [key, item] : *dict) items.push_back(json_string(key) + ": " + json_text(item, indent, inner));
-    return json_items(items, "{}", indent, margin);
+
+ private:
+  void append(std::string_view text) {
+    budget_.check_output(out_.size() + text.size());
+    out_ += text;
   }
-  throw Problem{type_name(value) + " can't be written as JSON"};
-}
+
+  void new_line(int margin) {
+    if (indent_ >= 0) append("\n" + std::string(static_cast<std::size_t>(margin), ' '));
+  }
+
+  template <class Items, class WriteItem>
+  void items(const Items& items, std::string_view brackets, int margin, const WriteItem& write_item) {
+    if (items.empty()) return append(brackets);
+    append(brackets.substr(0, 1));
+    const int inner = margin + std::max(indent_, 0);
+    bool first = true;
+    for (const auto& item : items) {
+      if (!std::exchange(first, false)) append(indent_ < 0 ? ", " : ",");
+      new_line(inner);
+      write_item(item, inner);
+    }
+    new_line(margin);
+    append(brackets.substr(1));
+  }
+
+  int indent_;  // < 0: on one line
+  const Budget& budget_;
+  std::string out_;
+};
 
 }  // namespace
 
@@ -158,7 +181,7 @@ bool equal(const Value& a, const Value& b, Budget& budget) {
     return std::equal(list->begin(), list->end(), b.list()->begin(), b.list()->end(), same);
   }
   if (const Dict* dict = a.dict()) {
-    budget.step(dict->size() + 1);
+    budget.step(1 + dict->size() + dict->size() * b.dict()->size() / 16);  // members are sought one after another
     return dict->size() == b.dict()->size() && std::all_of(dict->begin(), dict->end(), [&](const auto& item) {
              const Value* other = b.find(item.first);
              return other != nullptr && equal(item.second, *other, budget);
@@ -183,12 +206,13 @@ bool contains(const Value& container, const Value& item, Budget& budget) {
   budget.step();
   if (const std::string* text = container.text()) {
     if (item.text() == nullptr) throw Problem{"only a text can be in a text, not " + type_name(item)};
-    budget.step(container.weight);
+    budget.step(search_steps(container, *item.text()));
     return text->find(*item.text()) != std::string::npos;
   }
   if (const List* list = container.list()) {
     return std::any_of(list->begin(), list->end(), [&](const Value& element) { return equal(element, item, budget); });
   }
+  if (const Dict* dict = container.dict()) budget.step(dict->size() / 16);
   if (container.dict() != nullptr) return item.text() != nullptr && container.find(*item.text()) != nullptr;
   if (container.is_undefined()) return false;
   throw Problem{type_name(container) + " holds nothing"};
@@ -206,7 +230,9 @@ std::string to_text(const Value& value) {
 
 std::string to_json(const Value& value, int indent, Budget& budget) {
   budget.step(value.weight);
-  return json_text(value, indent, 0);
+  JsonWriter writer(indent, budget);
+  writer.write(value, 0);
+  return writer.take();
 }
 
 std::string type_name(const Value& value) {

@@ -22,8 +22,9 @@ struct Problem {
 };
 
 struct Value;
+struct Dict;
+struct Namespace;
 using List = std::vector<Value>;
-using Dict = std::vector<std::pair<std::string, Value>>;  // insertion order, as in Python
 
 struct Undefined {
   std::string name;
@@ -33,7 +34,6 @@ struct None {};
 struct Function {
   std::string name;
 };
-using Namespace = std::map<std::string, Value, std::less<>>;
 
 /// Text, lists and dicts are shared and never change; a namespace does.
 struct Value {
@@ -64,6 +64,13 @@ struct Value {
   }
 };
 
+struct Dict : std::vector<std::pair<std::string, Value>> {  // insertion order, as in Python
+  using vector::vector;
+};
+struct Namespace : std::map<std::string, Value, std::less<>> {
+  using map::map;
+};
+
 /// Counts steps and makes values, refusing (Problem) what exceeds the limits.
 class Budget {
  public:
@@ -86,6 +93,11 @@ class Budget {
   const TemplateLimits& limits_;
   std::size_t steps_ = 0;
 };
+
+/// Steps that seeking `part` in all of `text` takes at worst: as many comparisons as the product of their lengths.
+inline std::size_t search_steps(const Value& text, std::string_view part) {
+  return text.weight * (1 + part.size() / 64);
+}
 
 bool truth(const Value& value);
 /// Python's ==.

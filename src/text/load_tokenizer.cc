@@ -1,8 +1,8 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "io/gguf.h"
+#include "io/untrusted.h"
 #include "text/tokenizer.h"
-#include "text/tokenizer_json.h"
 
 namespace spear {
 namespace {
@@ -11,9 +11,11 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kMaxJsonBytes = std::size_t{256} << 20;
 
-/// Null if there is no such file.
+/// Null if there is no such file. Vocabularies are large, so twins among keys are not sought: the last one counts, as in
+/// `tokenizers`.
 nlohmann::json read_json(const fs::path& path) {
-  return fs::exists(path) ? parse_model_json(read_text_file(path, kMaxJsonBytes), path.string()) : nlohmann::json();
+  if (!fs::exists(path)) return {};
+  return parse_json(read_text_file(path, kMaxJsonBytes), path.string(), /*unique_keys=*/false);
 }
 
 Tokenizer load_directory(const fs::path& directory) {

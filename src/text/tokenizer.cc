@@ -27,6 +27,11 @@ std::vector<std::int32_t> eos_ids(const json& generation, const std::string& whe
   return ids;
 }
 
+std::variant<BpeModel, UnigramModel> make_model(Vocabulary vocabulary, const std::string& where) {
+  if (vocabulary.log_probabilities.empty()) return BpeModel(std::move(vocabulary), where);
+  return UnigramModel(std::move(vocabulary), where);
+}
+
 }  // namespace
 
 /// One call of encode: the ids so far, and where in them the ids of a word seen before are.
@@ -39,7 +44,7 @@ struct Tokenizer::EncodeState {
 Tokenizer::Tokenizer(json skeleton, Vocabulary vocabulary, const std::string& where)
     : skeleton_(std::move(skeleton)),
       characters_(vocabulary.characters),
-      bpe_(std::move(vocabulary), where),
+      model_(make_model(std::move(vocabulary), where)),
       added_(json_member(skeleton_, "added_tokens", where), where),
       normalizer_(json_member(skeleton_, "normalizer", where), where),
       pretokenizer_(json_member(skeleton_, "pre_tokenizer", where), characters_, where) {
@@ -55,9 +60,9 @@ Tokenizer::Tokenizer(json skeleton, Vocabulary vocabulary, const std::string& wh
 void Tokenizer::index_tokens(const std::string& where) {
   std::size_t size = 0;
   const auto count_id = [&](std::int32_t id) { size = std::max(size, static_cast<std::size_t>(id) + 1); };
-  for (const auto& [token, id] : bpe_.ids()) count_id(id);
+  for (const auto& [token, id] : ids()) count_id(id);
   for (const AddedToken& token : added_.tokens()) count_id(token.id);
-  const std::size_t tokens = bpe_.ids().size() + added_.tokens().size();
+  const std::size_t tokens = ids().size() + added_.tokens().size();
   if (size > 2 * tokens + 4096) {
     throw bad_input(
         "ids go up to " + std::to_string(size - 1) + " but there are only " + std::to_string(tokens) + " tokens", where,
@@ -73,10 +78,10 @@ void Tokenizer::index_tokens(const std::string& where) {
     spelling = token;
     bytes_[static_cast<std::size_t>(id)] = bytes_of(token);
   };
-  for (const auto& [token, id] : bpe_.ids()) place(token, id);
+  for (const auto& [token, id] : ids()) place(token, id);
   for (const AddedToken& token : added_.tokens()) {
-    const auto same = bpe_.ids().find(token.content);
-    if (same != bpe_.ids().end() && same->second != token.id) {
+    const auto same = ids().find(token.content);
+    if (same != ids().end() && same->second != token.id) {
       throw bad_input("the added token \"" + token.content + "\" has another id in the vocabulary", where);
     }
     place(token.content, token.id);
@@ -189,9 +194,17 @@ void Tokenizer::encode_words(std::string_view text, bool first, EncodeState& sta
                   state.ids.begin() + static_cast<std::ptrdiff_t>(begin));
       continue;
     }
-    bpe_.encode(word, state.ids);
+    std::visit([&](const auto& model) { model.encode(word, state.ids); }, model_);
     state.words.emplace(word, std::pair(begin, state.ids.size() - begin));
   }
+}
+
+const std::unordered_map<std::string, std::int32_t>& Tokenizer::ids() const {
+  return std::visit([](const auto& model) -> const auto& { return model.ids(); }, model_);
+}
+
+std::vector<std::uint8_t> Tokenizer::missing_bytes() const {
+  return std::visit([](const auto& model) { return model.missing_bytes(); }, model_);
 }
 
 const std::string& Tokenizer::token_bytes(std::int32_t id) const {
@@ -220,8 +233,8 @@ std::optional<std::int32_t> Tokenizer::token_id(std::string_view spelling) const
   for (const AddedToken& token : added_.tokens()) {
     if (token.content == spelling) return token.id;
   }
-  const auto found = bpe_.ids().find(std::string(spelling));
-  return found == bpe_.ids().end() ? std::nullopt : std::optional(found->second);
+  const auto found = ids().find(std::string(spelling));
+  return found == ids().end() ? std::nullopt : std::optional(found->second);
 }
 
 std::map<std::string, std::string> Tokenizer::template_tokens() const {
@@ -238,7 +251,7 @@ std::map<std::string, std::string> Tokenizer::template_tokens() const {
 
 std::string Tokenizer::to_tokenizer_json() const {
   json tokenizer = skeleton_;
-  put_vocabulary(tokenizer, bpe_, spellings_);
+  std::visit([&](const auto& model) { put_vocabulary(tokenizer, model, spellings_); }, model_);
   return tokenizer.dump(1);
 }
 

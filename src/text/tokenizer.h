@@ -1,4 +1,4 @@
-// Text to token ids and back: BPE, byte-level or SentencePiece's, with the ids of Hugging Face's `tokenizers`.
+// Text to token ids and back: BPE, byte-level or SentencePiece's, and unigram, with the ids of Hugging Face's `tokenizers`.
 #pragma once
 
 #include <cstdint>
@@ -9,11 +9,13 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "text/added_tokens.h"
 #include "text/bpe.h"
 #include "text/pretokenizer.h"
+#include "text/unigram.h"
 #include "text/utf8.h"
 
 namespace spear {
@@ -64,7 +66,7 @@ class Tokenizer {
   /// Id of a token by its exact text, e.g. "<|im_end|>" (ordinary tokens in their byte-level spelling, "Ġthe").
   std::optional<std::int32_t> token_id(std::string_view spelling) const;
   /// Bytes that no token can represent; empty for most models, 21 of 256 for SmolLM2.
-  std::vector<std::uint8_t> missing_bytes() const { return bpe_.missing_bytes(); }
+  std::vector<std::uint8_t> missing_bytes() const;
 
   /// Jinja source (see ChatTemplate), empty if the model has none.
   const std::string& chat_template() const { return chat_template_; }
@@ -84,12 +86,14 @@ class Tokenizer {
   void finish_named(const std::string& where);
   void encode_words(std::string_view text, bool first, EncodeState& state) const;
   std::string bytes_of(const std::string& spelling) const;
+  /// Ids of the model's tokens by their spelling; added tokens may be among them.
+  const std::unordered_map<std::string, std::int32_t>& ids() const;
 
   nlohmann::json skeleton_;             // tokenizer.json without vocabulary and merges
   std::vector<std::string> spellings_;  // by id, as in tokenizer.json; empty for unused ids
   std::vector<std::string> bytes_;      // by id
   bool characters_ = false;             // SentencePiece's alphabet, see Vocabulary::characters
-  BpeModel bpe_;
+  std::variant<BpeModel, UnigramModel> model_;
   AddedTokens added_;
   Normalizer normalizer_;
   PreTokenizer pretokenizer_;

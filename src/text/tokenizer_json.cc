@@ -11,6 +11,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kUseByteLevel = "use a model with a byte-level BPE tokenizer";
+constexpr const char* kDamaged = "fetch the model again; its tokenizer is damaged";
 
 void refuse_model_options(const json& model, const std::string& where) {
   const json& dropout = json_member(model, "dropout", where);
@@ -74,37 +75,43 @@ void add_frame(const json& spec, const std::string& where, SpecialFrame& frame, 
 
 }  // namespace
 
-json parse_model_json(const std::string& text, const std::string& where) {
-  // Whoever walks or writes the document recurses; checking first is faster than a callback for every value.
-  int depth = 0;
-  bool quoted = false;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (quoted && c == '\\') {
-      ++i;
-    } else if (c == '"') {
-      quoted = !quoted;
-    } else if (!quoted && (c == '[' || c == '{') && ++depth > 64) {
-      throw bad_input("the JSON is nested too deeply", where);
-    } else if (!quoted && (c == ']' || c == '}')) {
-      --depth;
-    }
+namespace {
+
+/// [[piece, log probability], ...], in the order of the ids.
+Vocabulary take_pieces(json& model, const std::string& where) {
+  Vocabulary result;
+  result.characters = true;
+  result.byte_fallback = json_flag(model, "byte_fallback", false, where);
+  const json& pieces = json_array(model, "vocab", where);
+  if (pieces.empty() || pieces.size() > std::size_t{kMaxTokenId})
+    throw bad_input("a vocabulary of " + std::to_string(pieces.size()) + " pieces", where, kDamaged);
+  const json& unk = json_member(model, "unk_id", where);
+  if (!unk.is_null() && (!unk.is_number_integer() || unk < 0 || unk >= pieces.size()))
+    throw json_type_error("unk_id", "the id of a piece", where);
+  for (const json& piece : pieces) {
+    const bool sound = piece.is_array() && piece.size() == 2 && piece[0].is_string() && piece[1].is_number();
+    const auto id = static_cast<std::int32_t>(result.log_probabilities.size());
+    if (!sound || !result.ids.emplace(piece[0].get<std::string>(), id).second)
+      throw bad_input("piece " + std::to_string(id) + " is no pair of text and number, or is listed twice", where,
+                      kDamaged);
+    result.log_probabilities.push_back(piece[1].get<double>());
   }
-  try {
-    return json::parse(text);
-  } catch (const json::exception& e) {
-    throw bad_input(std::string("malformed JSON: ") + e.what(), where, "fetch the model again; the file is damaged");
-  }
+  if (!unk.is_null()) result.unk_token = pieces[unk.get<std::size_t>()][0].get<std::string>();
+  model.erase("vocab");
+  return result;
 }
+
+}  // namespace
 
 Vocabulary take_vocabulary(json& tokenizer, const std::string& file) {
   const std::string where = file + ": model";
   json_object(tokenizer, "model", file);
   json& model = tokenizer["model"];
   const json& type = json_member(model, "type", where);
+  if (type == "Unigram") return take_pieces(model, where);
   if (type.is_null() ? !model.contains("merges") : type != "BPE") {
-    throw bad_input("the tokenizer model " + type.dump(-1, ' ', true) + " is not supported (BPE is)", where,
-                    kUseByteLevel);
+    throw bad_input("the tokenizer model " + type.dump(-1, ' ', true) + " is not supported (BPE and Unigram are)",
+                    where, kUseByteLevel);
   }
   refuse_model_options(model, where);
   Vocabulary result;
@@ -140,6 +147,15 @@ void put_vocabulary(json& tokenizer, const BpeModel& bpe, const std::vector<std:
   tokenizer["model"]["merges"] = std::move(merges);
 }
 
+void put_vocabulary(json& tokenizer, const UnigramModel& unigram, const std::vector<std::string>& spellings) {
+  json::array_t pieces(unigram.ids().size());
+  for (const auto& [piece, id] : unigram.ids()) {
+    pieces[static_cast<std::size_t>(id)] =
+        json::array({spellings[static_cast<std::size_t>(id)], unigram.log_probability(id)});
+  }
+  tokenizer["model"]["vocab"] = std::move(pieces);
+}
+
 SpecialFrame parse_post_processor(const json& spec, const std::string& file) {
   SpecialFrame frame;
   add_frame(spec, file + ": post_processor", frame, 0);
@@ -148,14 +164,28 @@ SpecialFrame parse_post_processor(const json& spec, const std::string& file) {
 
 namespace {
 
-/// Replace "▁" by " ", ByteFallback, Fuse, Strip, in this order, the last one optional.
+/// Of Metaspace, as decoder: 1 if it takes off the "▁" that it put in front.
+std::size_t metaspace_prefix(const json& spec, const std::string& where) {
+  if (json_text(spec, "replacement", where) != "\xE2\x96\x81")
+    throw bad_input("Metaspace with another replacement than U+2581 is not supported", where);
+  if (json_member(spec, "prepend_scheme", where).is_null())
+    return json_flag(spec, "add_prefix_space", true, where) ? 1 : 0;
+  return json_text(spec, "prepend_scheme", where) == "never" ? 0 : 1;
+}
+
+/// Replace "▁" by " ", ByteFallback, Fuse, Strip, in this order, the last one optional; or Metaspace.
 std::size_t parse_character_decoder(const json& spec, const std::string& where) {
   const std::string type = json_text(spec, "type", where);
+  if (type == "Metaspace") return metaspace_prefix(spec, where);
   if (type != "Sequence") throw bad_input("the decoder \"" + type + "\" is not supported with byte_fallback", where);
   std::size_t strip = 0;
   for (const json& part : json_array(spec, "decoders", where)) {
     const std::string name = json_text(part, "type", where);
     if (name == "ByteFallback" || name == "Fuse") continue;
+    if (name == "Metaspace") {
+      strip = metaspace_prefix(part, where);
+      continue;
+    }
     if (name == "Replace" && json_text(json_object(part, "pattern", where), "String", where) == "\xE2\x96\x81" &&
         json_text(part, "content", where) == " ")
       continue;

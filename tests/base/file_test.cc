@@ -2,9 +2,15 @@
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <fstream>
+#include <memory>
+#include <thread>
+#include <vector>
 
 #include "base/error.h"
 #include "temporary_directory.h"
@@ -139,6 +145,48 @@ TEST(StagedDirectory, TrailingSlashAndMissingParents) {
   StagedDirectory staged((directory / "a" / "b").string() + "/", false);
   staged.commit();
   EXPECT_TRUE(fs::is_directory(directory / "a" / "b"));
+}
+
+// The program does the same from within its kernels: tests/python/test_shrinking_file.py.
+TEST(MappedFileDeathTest, AFileThatShrinksIsAnErrorThatNamesIt) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  const TemporaryDirectory directory;
+  const fs::path path = directory.path() / "weights";
+  const auto shrink_and_read = [&](std::size_t other_mappings) {
+    write_file_atomic(path, std::string(1 << 20, 'x'));
+    std::vector<std::unique_ptr<MappedFile>> others;
+    for (std::size_t i = 0; i < other_mappings; ++i) others.push_back(std::make_unique<MappedFile>(path));
+    if (!others.empty()) others.erase(others.begin());  // its place in the table is used again
+    const MappedFile file(path);
+    fs::resize_file(path, 4096);
+    std::size_t sum = 0;
+    std::thread reader([&] {
+      for (const std::byte b : file.bytes()) sum += static_cast<std::size_t>(b);
+    });
+    reader.join();
+    std::exit(sum == 0 ? 0 : 1);
+  };
+  EXPECT_EXIT(shrink_and_read(0), testing::ExitedWithCode(3), "weights: the file shrank");
+  EXPECT_EXIT(shrink_and_read(3), testing::ExitedWithCode(3), "weights: the file shrank");
+}
+
+TEST(MappedFileDeathTest, OtherBusErrorsStayWhatTheyAre) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  const TemporaryDirectory directory;
+  const fs::path path = directory.path() / "other";
+  const auto read_elsewhere = [&] {
+    write_file_atomic(path, std::string(1 << 20, 'x'));
+    { const MappedFile file(path); }  // installs the handler, and is gone
+    const int fd = open(path.c_str(), O_RDONLY);
+    const auto* data = static_cast<const volatile char*>(mmap(nullptr, 1 << 20, PROT_READ, MAP_PRIVATE, fd, 0));
+    fs::resize_file(path, 4096);
+    std::exit(data[1 << 19]);
+  };
+#if defined(__SANITIZE_ADDRESS__)
+  EXPECT_DEATH(read_elsewhere(), "");
+#else
+  EXPECT_EXIT(read_elsewhere(), testing::KilledBySignal(SIGBUS), "");
+#endif
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "text/chat_template.h"
 
+#include <chrono>
 #include <set>
 
 #include "text/tokenizer.h"
@@ -168,6 +169,45 @@ TEST(ChatTemplateHostile, WorkAndOutputAreBounded) {
   expect_refused(
       [] { render("{% for i in range(100) %}0123456789{% endfor %}", ordered_json::object(), {.output_bytes = 500}); },
       "500 bytes");
+}
+
+/// One line of a loop that costs few steps and, unless it is charged for what it does, much time or memory.
+TEST(ChatTemplateHostile, CheapLookingOperationsAreCharged) {
+  const auto takes_long = [](const std::string& set_up, const std::string& repeated) {
+    const auto start = std::chrono::steady_clock::now();
+    const std::string source = set_up + "{% for i in range(100000) %}{{ " + repeated + " }}{% endfor %}";
+    EXPECT_THROW(render(source), Error) << repeated;
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    EXPECT_LT(taken.count(), 60) << repeated;  // quadratic ones take hours
+  };
+  // 4 MiB of "a", and half as many before a "b": what naive searches dislike most.
+  const std::string texts =
+      "{% set ns = namespace(x='a') %}{% for i in range(22) %}{% set ns.x = ns.x + ns.x %}{% endfor %}"
+      "{% set ns.y = 'a' %}{% for i in range(15) %}{% set ns.y = ns.y + ns.y %}{% endfor %}"
+      "{% set part = ns.y + 'b' %}";
+  takes_long(texts, "part in ns.x");
+  takes_long(texts, "ns.x.replace(part, '') | length");
+  takes_long(texts, "ns.x.split(part) | length");
+  takes_long(texts, "ns.x.strip(part) | length");
+  std::string dict = "{% set d = {";
+  for (int i = 0; i < 40'000; ++i) dict += "'" + std::to_string(i) + "':1,";
+  dict += "} %}";
+  takes_long(dict, "d == d");
+  takes_long(dict, "d.get('39999')");
+  takes_long(dict, "'39999' in d");
+  takes_long(dict, "d['39999']");
+  // Costs little, as long as the key is not copied for a message that nobody sees.
+  EXPECT_EQ(render(texts + "{% for i in range(100000) %}{{ [1][ns.x] }}{% endfor %}"), "");
+}
+
+TEST(ChatTemplateHostile, IndentedJsonIsBounded) {  // shared parts and margins: gigabytes from a few steps
+  expect_refused(
+      [] {
+        render(
+            "{% set ns = namespace(x=range(40000) | list) %}{% for i in range(50) %}{% set ns.x = [ns.x] %}{% endfor %}"
+            "{{ [ns.x, ns.x, ns.x, ns.x, ns.x, ns.x, ns.x, ns.x] | tojson(indent=16) }}");
+      },
+      "grows beyond");
 }
 
 TEST(ChatTemplateHostile, RandomBytesNeverCrash) {

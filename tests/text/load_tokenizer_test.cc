@@ -59,16 +59,16 @@ TEST_F(LoadTokenizer, SaysWhatIsMissing) {
 
 TEST_F(LoadTokenizer, DamagedJson) {
   write("tokenizer.json", read_text_file(text_data("small_tokenizer.json")).substr(0, 5000));
-  expect_refused([&] { load_tokenizer(directory_); }, "malformed JSON");
+  expect_refused([&] { load_tokenizer(directory_); }, "not valid JSON");
   write("tokenizer.json", std::string(100000, '['));
-  expect_refused([&] { load_tokenizer(directory_); }, "nested too deeply");
+  expect_refused([&] { load_tokenizer(directory_); }, "nested more than 64 levels");
   write("tokenizer.json", "{\"model\": \"\xFF\"}");
-  expect_refused([&] { load_tokenizer(directory_); }, "malformed JSON");
+  expect_refused([&] { load_tokenizer(directory_); }, "not valid JSON");
   write_small();
   write("tokenizer_config.json", "[]");
   EXPECT_THROW(load_tokenizer(directory_), Error);
   write("tokenizer_config.json", "");
-  expect_refused([&] { load_tokenizer(directory_); }, "malformed JSON");
+  expect_refused([&] { load_tokenizer(directory_); }, "not valid JSON");
 }
 
 }  // namespace

@@ -157,7 +157,7 @@ void expect_spec_refused(const std::string& pointer, const json& value, const st
 
 TEST(TokenizerHostile, RefusesByName) {
   expect_spec_refused("/model", 5, "\"model\" must be an object");
-  expect_spec_refused("/model/type", "Unigram", "\"Unigram\" is not supported");
+  expect_spec_refused("/model/type", "WordPiece", "\"WordPiece\" is not supported");
   expect_spec_refused("/model/dropout", 0.1, "dropout");
   expect_spec_refused("/model/continuing_subword_prefix", "##", "continuing_subword_prefix");
   expect_spec_refused("/model/end_of_word_suffix", "</w>", "end_of_word_suffix");
