@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   spear::cli::add_profile(line);
   spear::cli::add_simulate(line);
   spear::cli::add_inspect(line);
+  spear::cli::add_export(line);
   spear::cli::add_report(line);
   spear::cli::add_serve(line);
   spear::cli::add_version(line);
