@@ -13,6 +13,7 @@ void add_bench(CommandLine& line);
 void add_profile(CommandLine& line);
 void add_simulate(CommandLine& line);
 void add_inspect(CommandLine& line);
+void add_export(CommandLine& line);
 void add_report(CommandLine& line);
 void add_tokenize(CommandLine& line);
 void add_serve(CommandLine& line);

@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
   spear::cli::add_simulate(line);
   spear::cli::add_inspect(line);
   spear::cli::add_tokenize(line);
+  spear::cli::add_export(line);
   spear::cli::add_report(line);
 #ifdef SPEAR_SERVER
   spear::cli::add_serve(line);

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -12,36 +11,13 @@
 #include "io/hf_config.h"
 #include "io/packed_linear.h"
 #include "io/safetensors.h"
+#include "io/stored_tensors.h"
 
 namespace spear {
 namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
-
-/// F16 has three more bits of mantissa than BF16 for the same bytes; BF16 only where a value exceeds F16's range.
-Tensor store_embedding(const Tensor& tensor) {
-  if (tensor.dtype() != DType::f32) return tensor;
-  const auto values = tensor.as<float>();
-  const bool fits =
-      std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(f16_to_f32(f32_to_f16(v))); });
-  return tensor.to(fits ? DType::f16 : DType::bf16);
-}
-
-Tensor store_vector(const Tensor& tensor) {
-  if (tensor.dtype() != DType::f32) return tensor;
-  const auto values = tensor.as<float>();
-  const bool exact = std::all_of(values.begin(), values.end(), [](float v) { return f16_to_f32(f32_to_f16(v)) == v; });
-  return exact ? tensor.to(DType::f16) : tensor;
-}
-
-/// What the file holds of a gain; where that rounds, reading gives 1 + (gain - 1).
-Tensor file_gain(const Tensor& gain, const ModelConfig& config) {
-  if (!gains_beyond_one(config)) return gain;
-  auto values = gain.to_floats();
-  for (float& v : values) v -= 1.0F;
-  return Tensor::from_floats(gain.shape(), values);
-}
 
 /// The scheme of the packed linears (nothing when all are dense) and the names of the dense ones.
 std::pair<std::optional<W4Scheme>, std::vector<std::string>> survey_linears(const ModelWeights& weights) {
@@ -60,30 +36,6 @@ std::pair<std::optional<W4Scheme>, std::vector<std::string>> survey_linears(cons
     }
   }
   return {scheme, scheme ? dense : std::vector<std::string>{}};
-}
-
-/// Tensors by Hugging Face name; views of `weights` where nothing is converted.
-TensorMap stored_tensors(const ModelWeights& weights, bool quantized) {
-  const auto embedding = [&](const Tensor& tensor) { return quantized ? store_embedding(tensor) : tensor; };
-  const auto vector = [&](const Tensor& tensor) { return quantized ? store_vector(tensor) : tensor; };
-  TensorMap tensors;
-  tensors["model.embed_tokens.weight"] = embedding(weights.embed_tokens);
-  if (!weights.lm_head.empty()) tensors["lm_head.weight"] = embedding(weights.lm_head);
-  for (const NormId id : norms_of(weights.config)) {
-    tensors[id.name(weights.config) + ".weight"] = vector(file_gain(weights.gain(id), weights.config));
-  }
-  for (int index = 0; index < module_count(weights.config); ++index) {
-    const ModuleId id{index};
-    const auto& weight = weights.linear(id).weight;
-    if (const auto* packed = std::get_if<W4Matrix>(&weight)) {
-      put_packed_linear(tensors, id.name(), *packed);
-    } else {
-      tensors[id.name() + ".weight"] = std::get<Tensor>(weight);
-    }
-    const Tensor& bias = weights.linear(id).bias;
-    if (!bias.empty()) tensors[id.name() + ".bias"] = vector(bias);
-  }
-  return tensors;
 }
 
 bool any_compensator(const ModelWeights& weights) {
@@ -118,7 +70,7 @@ void write_checkpoint(const fs::path& directory, const ModelWeights& weights, co
     hashes[name] = sha256_hex(text);
   };
   {
-    const TensorMap tensors = stored_tensors(weights, scheme.has_value());
+    const TensorMap tensors = stored_tensors(weights, scheme.has_value(), put_packed_linear);
     const DType dtype = tensors.at("model.embed_tokens.weight").dtype();
     write_text("config.json", make_hf_config(weights.config, dtype, scheme, dense).dump(2) + "\n");
     write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});

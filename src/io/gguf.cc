@@ -97,6 +97,12 @@ const GgufValue* GgufFile::find(std::string_view key, bool array) const {
   return &found->second;
 }
 
+const GgufValue& GgufFile::value(std::string_view key) const {
+  const auto found = values_.find(key);
+  if (found == values_.end()) throw bad_input(fmt::format("key '{}' is missing", key), where(), "the file is incomplete");
+  return found->second;
+}
+
 std::optional<std::int64_t> GgufFile::integer(std::string_view key) const {
   const GgufValue* value = find(key, false);
   if (value == nullptr) return std::nullopt;

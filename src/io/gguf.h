@@ -44,6 +44,8 @@ class GgufFile {
   /// value has another type; integers of any width and sign are accepted for `integer`, integers too for `real`.
   bool has(std::string_view key) const { return values_.contains(key); }
   std::vector<std::string> keys() const;
+  /// The value as it lies in the file; throws Error(bad_input) when it is absent.
+  const GgufValue& value(std::string_view key) const;
   std::optional<std::int64_t> integer(std::string_view key) const;
   std::optional<double> real(std::string_view key) const;
   std::optional<bool> boolean(std::string_view key) const;

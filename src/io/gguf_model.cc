@@ -3,29 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <set>
 
 #include "base/error.h"
+#include "io/gguf_names.h"
 #include "io/untrusted.h"
 
 namespace spear {
 namespace {
-
-constexpr std::array<const char*, kLinearsPerLayer> kGgufLinearNames = {"attn_q",   "attn_k", "attn_v",  "attn_output",
-                                                                        "ffn_gate", "ffn_up", "ffn_down"};
-
-/// An architecture of llama.cpp and what its graph fixes without asking the file.
-struct Architecture {
-  const char* name;
-  const char* model_type;
-  bool permuted;  ///< q and k rows are stored for interleaved rotary pairs
-};
-constexpr Architecture kArchitectures[] = {{"llama", "llama", true},
-                                           {"qwen2", "qwen2", false},
-                                           {"qwen3", "qwen3", false},
-                                           {"gemma3", "gemma3_text", false}};
 
 /// Keys under the architecture's name that are honoured. Any other could change results, so it is refused by name.
 const std::set<std::string, std::less<>> kKnownKeys = {"block_count",
@@ -45,11 +31,10 @@ const std::set<std::string, std::less<>> kKnownKeys = {"block_count",
 const std::set<std::string, std::less<>> kGemmaKeys = {"attention.sliding_window", "attention.sliding_window_pattern",
                                                        "rope.freq_base_swa"};
 
-const Architecture& architecture_of(const GgufFile& file) {
+const GgufArchitecture& architecture_of(const GgufFile& file) {
   const auto name = file.text("general.architecture").value_or("");
-  for (const Architecture& architecture : kArchitectures) {
-    if (name == architecture.name) return architecture;
-  }
+  const GgufArchitecture* architecture = find_gguf_architecture(name);
+  if (architecture != nullptr) return *architecture;
   throw bad_input(fmt::format("architecture '{}' is not supported", printable(name)), file.where(),
                   "use a model of the architectures llama, qwen2, qwen3 or gemma3");
 }
@@ -124,18 +109,14 @@ void read_gemma(const GgufFile& file, ModelConfig& config) {
   }
 }
 
-/// Undoes the converter's permutation for interleaved rotary pairs: within a head, stored row 2j + i is row i * half +
-/// j.
+/// Undoes the converter's permutation for interleaved rotary pairs.
 Tensor unpermute_heads(const Tensor& stored, std::int64_t head_dim) {
   Tensor result(DType::f32, stored.shape());
   const std::int64_t cols = stored.shape().size() == 1 ? 1 : stored.dim(1);
   const auto from = stored.as<float>();
   const auto to = result.mutable_as<float>();
-  const std::int64_t half = head_dim / 2;
   for (std::int64_t row = 0; row < stored.dim(0); ++row) {
-    const std::int64_t in_head = row % head_dim;
-    const std::int64_t target = row - in_head + in_head % 2 * half + in_head / 2;
-    std::copy_n(from.begin() + row * cols, cols, to.begin() + target * cols);
+    std::copy_n(from.begin() + row * cols, cols, to.begin() + unpermuted_row(row, head_dim) * cols);
   }
   return result;
 }
@@ -171,13 +152,6 @@ class TensorReader {
   std::set<std::string> read_;
 };
 
-std::string norm_name(NormId id, const ModelConfig& config) {
-  constexpr std::array<const char*, kNormsPerLayer> kNames = {"attn_norm",     "ffn_norm",    "post_attention_norm",
-                                                              "post_ffw_norm", "attn_q_norm", "attn_k_norm"};
-  if (id == NormId::final(config)) return "output_norm.weight";
-  return fmt::format("blk.{}.{}.weight", id.layer(), kNames[static_cast<std::size_t>(id.kind())]);
-}
-
 std::int64_t budget_bytes(const GgufFile& file, const char* name, const ModelConfig& config) {
   return std::min(static_cast<std::int64_t>(file.tensor(name).bytes.size()),
                   int8_matrix_bytes(config.vocab_size, config.hidden_size));
@@ -186,7 +160,7 @@ std::int64_t budget_bytes(const GgufFile& file, const char* name, const ModelCon
 }  // namespace
 
 ModelConfig read_gguf_config(const GgufFile& file) {
-  const Architecture& architecture = architecture_of(file);
+  const GgufArchitecture& architecture = architecture_of(file);
   const std::string prefix = std::string(architecture.name) + ".";
   check_keys(file, prefix);
   const auto key = [&](const char* name) { return prefix + name; };
@@ -254,13 +228,12 @@ ModelWeights read_gguf_weights(const GgufFile& file) {
   if (reader.has("rope_freqs.weight")) reader.read("rope_freqs.weight", {config.head_dim / 2});  // in the config
   weights.layers.resize(static_cast<std::size_t>(config.num_hidden_layers));
   for (const NormId id : norms_of(config)) {
-    weights.gain(id) = reader.read(norm_name(id, config), {norm_size(config, id)});
+    weights.gain(id) = reader.read(gguf_norm_name(id, config), {norm_size(config, id)});
   }
   for (int index = 0; index < module_count(config); ++index) {
     const ModuleId id{index};
-    const std::string name = fmt::format("blk.{}.{}", id.layer(), kGgufLinearNames[static_cast<std::size_t>(id.kind())]);
-    const bool permuted = architecture_of(file).permuted &&
-                          (id.kind() == LinearKind::q_proj || id.kind() == LinearKind::k_proj);
+    const std::string name = gguf_linear_name(id);
+    const bool permuted = has_permuted_rows(architecture_of(file), id.kind());
     const auto read = [&](const std::string& part, const Shape& shape) {
       Tensor tensor = reader.read(name + part, shape);
       return permuted ? unpermute_heads(tensor, config.head_dim) : tensor;

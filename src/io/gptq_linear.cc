@@ -107,4 +107,42 @@ W4Matrix take_gptq_linear(TensorMap& tensors, const std::string& module, std::in
   return pack_w4(rows, cols, format.scheme, unpack_codes(qweight, rows, cols, format.packing), scales, zeros);
 }
 
+void put_gptq_linear(TensorMap& tensors, const std::string& module, const W4Matrix& matrix, int zero_offset) {
+  const std::int64_t rows = matrix.rows;
+  const std::int64_t cols = matrix.cols;
+  const std::int64_t groups = matrix.groups();
+  if (rows % 8 != 0 || cols % 8 != 0) {
+    throw usage_error(fmt::format("GPTQ packs words of 8, and the linear is {} x {}", rows, cols), module,
+                      "keep the checkpoint as it is: compressed-tensors holds any shape");
+  }
+  Tensor qweight(DType::i32, {cols / 8, rows});
+  const auto words = qweight.mutable_as<std::uint32_t>();  // nibble i of word c is column 8c + i, here as in W4Matrix
+  for (std::int64_t i = 0; i < rows * (cols / 8); ++i) {
+    words[static_cast<std::size_t>(i % (cols / 8) * rows + i / (cols / 8))] = matrix.packed[static_cast<std::size_t>(i)];
+  }
+  Tensor qzeros(DType::i32, {groups, rows / 8});
+  Tensor scales(DType::f16, {groups, rows});
+  const auto zeros = qzeros.mutable_as<std::uint32_t>();
+  const auto bits = scales.mutable_as<std::uint16_t>();
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t group = 0; group < groups; ++group) {
+      bits[static_cast<std::size_t>(group * rows + row)] = matrix.scales[static_cast<std::size_t>(row * groups + group)];
+      const int zero = matrix.zero(row, group) - zero_offset;
+      if (zero < 0) {
+        throw usage_error(fmt::format("zero point 0 of output {}, group {}: GPTQ's first format cannot hold it", row, group),
+                          module, "write gptq_v2");
+      }
+      zeros[static_cast<std::size_t>(group * (rows / 8) + row / 8)] |= static_cast<std::uint32_t>(zero) << (4 * (row % 8));
+    }
+  }
+  Tensor order(DType::i32, {cols});
+  for (std::int64_t col = 0; col < cols; ++col) {
+    order.mutable_as<std::int32_t>()[static_cast<std::size_t>(col)] = static_cast<std::int32_t>(matrix.group_of(col));
+  }
+  tensors[module + ".qweight"] = std::move(qweight);
+  tensors[module + ".qzeros"] = std::move(qzeros);
+  tensors[module + ".scales"] = std::move(scales);
+  tensors[module + ".g_idx"] = std::move(order);
+}
+
 }  // namespace spear

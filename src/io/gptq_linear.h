@@ -19,4 +19,9 @@ bool has_gptq_linear(const TensorMap& tensors, const std::string& module);
 W4Matrix take_gptq_linear(TensorMap& tensors, const std::string& module, std::int64_t rows, std::int64_t cols,
                           const QuantizationFormat& format, const std::string& where);
 
+/// Adds them as GPTQ stores them; codes and scales keep their bits, and so do zero points. `zero_offset` is what readers
+/// add to stored zero points: 1 in GPTQ's first format. Throws Error(usage) when a side is not divisible by 8 or, with
+/// an offset, a zero point is 0.
+void put_gptq_linear(TensorMap& tensors, const std::string& module, const W4Matrix& matrix, int zero_offset);
+
 }  // namespace spear

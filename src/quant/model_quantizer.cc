@@ -123,7 +123,8 @@ class SequentialQuantizer {
       const auto *before = seen.stream_before(id.kind()), *before_reference = reference.stream_before(id.kind());
       if (before != nullptr) {
         weights = weights * outlier_weights(*before_reference, options_.outlier_cap);
-        m.residual = mean_outer(*before_reference, x, weights, *before);
+        // Behind a norm of the module's own output (Gemma), what the module adds is no longer in units of the stream.
+        if (!model_.config().output_norms) m.residual = mean_outer(*before_reference, x, weights, *before);
       }
       m.hessian = second_moment(x, weights);
       m.input_error = mean_outer(x_reference, x, weights, x);

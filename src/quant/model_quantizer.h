@@ -17,7 +17,8 @@ enum class Quantizer { rtn, clip, gptq };
 //   same of the residual stream): attention sinks and other outlier tokens otherwise own every moment below.
 // - Targets W' = W + (α W (C − H) + ρ R)(H + λI)⁻¹, H = E[w x xᵀ], C = E[w x_reference xᵀ] and, for the modules that write
 //   to the residual stream, R = E[w (h_reference − h) xᵀ], h the stream before the module: W' x makes up for the error of
-//   its input (GPTAQ, Qronos) and of the stream. α = ρ = 1 over-fits the calibration text; a half is best.
+//   its input (GPTAQ, Qronos) and of the stream. α = ρ = 1 over-fits the calibration text; a half is best. ρ = 0 where
+//   norms stand between a module's output and the stream (Gemma).
 // - After GPTQ, sweeps of {row scale refit, coordinate descent over the codes}.
 // - Compensators, if any, take the leading part of W' − Ŵ at once, so that what follows is quantized behind them.
 struct QuantizeOptions {

@@ -79,7 +79,7 @@ TEST_F(CliTest, HelpIsShortAndHasTwoExamples) {
   const Outcome top = spear("--help");
   EXPECT_EQ(top.code, 0);
   EXPECT_EQ(top.err, "");
-  for (const char* command : {"generate", "eval", "inspect", "tokenize", "report", "version", "completions"}) {
+  for (const char* command : {"generate", "eval", "inspect", "tokenize", "export", "report", "version", "completions"}) {
     EXPECT_THAT(top.out, HasSubstr(command));
     const Outcome help = spear(std::string(command) + " --help");
     EXPECT_EQ(help.code, 0);

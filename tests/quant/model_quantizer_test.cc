@@ -133,6 +133,25 @@ TEST(ModelQuantizerTest, TheChainBeatsGptqBeatsClipBeatsRounding) {
   EXPECT_LT(left["chain"], left["gptq"]);
 }
 
+TEST(ModelQuantizerTest, StreamErrorIsAbsorbedOnlyWhereOutputsReachTheStreamUnnormalized) {
+  for (const bool every_option : {false, true}) {  // every_option: with norms of outputs
+    RandomModelOptions shape;
+    shape.packed = false;
+    shape.every_option = every_option;
+    const auto chain = [&](double rho) {
+      TorchModel model(random_model(shape), torch::kCPU, torch::kFloat32);
+      QuantizeOptions options;
+      options.quantizer = Quantizer::gptq;
+      options.rho = rho;
+      return quantize_model(model, options, {}, tokens_of(model, 3)).linears;
+    };
+    const auto with = chain(0.6), without = chain(0.0);
+    bool same = true;
+    for (std::size_t i = 0; i < with.size(); ++i) same = same && torch::equal(with[i].dequantize(), without[i].dequantize());
+    EXPECT_EQ(same, every_option);
+  }
+}
+
 TEST(ModelQuantizerTest, CompensatorsTakeTheLeadingErrorAndWhatFollowsSitsBehindThem) {
   TorchModel bare = dense(), model = dense();
   QuantizeOptions options;

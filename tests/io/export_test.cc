@@ -1,0 +1,246 @@
+// Other programs' files by our writers, through our readers. tests/python/check_export.py reads them with other tools.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/random.h"
+#include "base/temporary_directory.h"
+#include "io/checkpoint.h"
+#include "io/gguf.h"
+#include "io/gguf_blocks.h"
+#include "io/gguf_model.h"
+#include "io/gguf_model_writer.h"
+#include "io/gptq_writer.h"
+#include "io/safetensors.h"
+#include "io_test_util.h"
+
+namespace spear {
+namespace {
+
+/// Values that F16 holds.
+Tensor random_tensor(Random& random, Shape shape) {
+  Tensor tensor(DType::f16, std::move(shape));
+  for (auto& v : tensor.mutable_as<std::uint16_t>()) v = f32_to_f16(static_cast<float>(random.normal()));
+  return tensor;
+}
+
+W4Matrix random_w4(Random& random, std::int64_t rows, std::int64_t cols, const W4Scheme& scheme, unsigned least_zero) {
+  W4Matrix shape{rows, cols, scheme, {}, {}, {}};
+  const auto count = static_cast<std::size_t>(rows * shape.groups());
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * cols)), zeros(scheme.symmetric ? 0 : count);
+  std::vector<std::uint16_t> scales(count);
+  for (auto& v : codes) v = static_cast<std::uint8_t>(random.below(16));
+  for (auto& v : zeros) v = static_cast<std::uint8_t>(least_zero + random.below(16 - least_zero));
+  // Negative ones too: a Q4_0 file may bring them.
+  for (auto& v : scales) v = f32_to_f16(static_cast<float>(0.05 * random.normal()));
+  return pack_w4(rows, cols, scheme, codes, scales, zeros);
+}
+
+struct ExportOptions {
+  W4Scheme scheme;
+  std::string family = "llama";
+  unsigned least_zero = 0;
+  std::int64_t intermediate = 96;
+};
+
+/// Two layers; two heads of 32 that share one key head, so that q and k are permuted differently.
+ModelWeights export_model(const ExportOptions& options) {
+  Random random(5);
+  ModelWeights weights;
+  ModelConfig& c = weights.config;
+  c.model_type = options.family;
+  c.hidden_size = 64;
+  c.intermediate_size = options.intermediate;
+  c.num_hidden_layers = 2;
+  c.num_attention_heads = 2;
+  c.num_key_value_heads = 1;
+  c.head_dim = 32;
+  c.vocab_size = 40;
+  c.max_position_embeddings = 128;
+  c.tie_word_embeddings = true;
+  c.bos_token_id = 0;
+  c.eos_token_ids = {1};
+  c.qkv_bias = options.family == "qwen2";
+  weights.embedding_budget_bytes = int8_matrix_bytes(40, 64);
+  weights.layers.resize(2);
+  weights.embed_tokens = random_tensor(random, {40, 64});
+  for (const NormId id : norms_of(c)) weights.gain(id) = random_tensor(random, {norm_size(c, id)});
+  for (int index = 0; index < module_count(c); ++index) {
+    const ModuleId id{index};
+    const std::int64_t rows = out_features(c, id.kind());
+    weights.linear(id).weight = random_w4(random, rows, in_features(c, id.kind()), options.scheme, options.least_zero);
+    if (has_bias(c, id.kind())) weights.linear(id).bias = random_tensor(random, {rows});
+  }
+  return weights;
+}
+
+GgufTokenizer tokenizer_of_40() {
+  GgufTokenizer tokenizer;
+  tokenizer.model = "gpt2";
+  tokenizer.pre = "smollm";
+  for (int i = 0; i < 40; ++i) tokenizer.tokens.push_back("t" + std::to_string(i));
+  tokenizer.token_types.assign(40, 1);
+  tokenizer.token_types[0] = tokenizer.token_types[1] = 3;
+  tokenizer.merges = {"t t1", "t t2"};
+  tokenizer.bos_id = 0;
+  tokenizer.eos_id = 1;
+  tokenizer.add_bos = false;
+  tokenizer.chat_template = "{{ messages }}";
+  return tokenizer;
+}
+
+void expect_usage_error(const std::function<void()>& body, const std::string& text) {
+  try {
+    body();
+    ADD_FAILURE() << "accepted; expected a refusal with '" << text << "'";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::usage) << error.what();
+    EXPECT_THAT(error.what(), testing::HasSubstr(text));
+  }
+}
+
+class Export : public testing::TestWithParam<const char*> {
+ protected:
+  TemporaryDirectory directory_;
+};
+
+TEST_P(Export, GptqIsReadBackBitForBit) {
+  const ModelWeights weights = export_model({parse_scheme(GetParam())});
+  EXPECT_EQ(write_gptq_model(directory_.path(), weights).checkpoint_format,
+            !parse_scheme(GetParam()).symmetric ? "gptq_v2" : "gptq");
+  expect_same_model(weights, read_checkpoint(directory_.path()));
+}
+
+TEST_P(Export, GgufIsReadBackToTheSameValues) {
+  const ModelWeights weights = export_model({parse_scheme(GetParam())});
+  const auto path = directory_ / "model.gguf";
+  write_gguf_model(path, weights, tokenizer_of_40(), {"tiny", false});
+  const GgufFile file(path);
+  EXPECT_STREQ(file.tensor("blk.1.ffn_down.weight").type->name, parse_scheme(GetParam()).symmetric ? "Q4_0" : "Q5_0");
+  const ModelWeights read = read_gguf_weights(file);
+  for (int index = 0; index < module_count(weights.config); ++index) {
+    EXPECT_EQ(std::get<W4Matrix>(weights.linear({index}).weight).dequantize(),
+              std::get<Tensor>(read.linear({index}).weight).to_floats());
+  }
+  EXPECT_EQ(weights.embed_tokens.to_floats(), read.embed_tokens.to_floats());
+  for (const NormId id : norms_of(weights.config)) EXPECT_EQ(weights.gain(id).to_floats(), read.gain(id).to_floats());
+}
+
+INSTANTIATE_TEST_SUITE_P(Schemes, Export,
+                         testing::Values("w4-channel-sym", "w4-channel-asym", "w4-g32-sym", "w4-g32-asym"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+class ExportFile : public testing::Test {
+ protected:
+  TemporaryDirectory directory_;
+  std::filesystem::path path_ = directory_ / "model.gguf";
+};
+
+TEST_F(ExportFile, GptqFirstFormatHoldsZeroPointsAboveZero) {
+  const ModelWeights weights = export_model({{32, false}, "llama", 1});
+  EXPECT_EQ(write_gptq_model(directory_.path(), weights).checkpoint_format, "gptq");
+  expect_same_model(weights, read_checkpoint(directory_.path()));
+  // The smallest nibble that the file holds is z - 1 = 0; the model has such a zero point.
+  const auto& zeros = std::get<W4Matrix>(weights.linear({0}).weight).zeros;
+  EXPECT_NE(std::find(zeros.begin(), zeros.end(), 1), zeros.end());
+}
+
+TEST_F(ExportFile, GptqWordsOfASymmetricModel) {
+  write_gptq_model(directory_.path(), export_model({{0, true}}));
+  auto tensors = read_safetensors(directory_ / "model.safetensors").tensors;
+  const Tensor& zeros = tensors.at("model.layers.0.self_attn.q_proj.qzeros");
+  EXPECT_EQ(zeros.shape(), (Shape{1, 8}));
+  for (const auto word : zeros.as<std::uint32_t>()) EXPECT_EQ(word, 0x77777777U);
+}
+
+TEST_F(ExportFile, GptqRefusesWhatItCannotHold) {
+  ModelWeights weights = export_model({{0, true}});
+  weights.linear({3}).weight = weights.embed_tokens;
+  expect_usage_error([&] { write_gptq_model(directory_.path(), weights); }, ModuleId{3}.name());
+  expect_usage_error([&] { write_gptq_model(directory_.path(), export_model({{0, true}, "llama", 0, 92})); }, "of 8");
+}
+
+TEST_F(ExportFile, GgufKeepsBiasesAndPermutesThemWhereLlamaCppDoes) {
+  for (const char* family : {"qwen2", "mistral"}) {
+    const ModelWeights weights = export_model({{0, true}, family});
+    write_gguf_model(path_, weights, tokenizer_of_40(), {"tiny", false});
+    const GgufFile file(path_);
+    const ModelWeights read = read_gguf_weights(file);
+    const ModuleId q{0};
+    EXPECT_EQ(std::get<W4Matrix>(weights.linear(q).weight).dequantize(),
+              std::get<Tensor>(read.linear(q).weight).to_floats());
+    if (!weights.linear(q).bias.empty()) {
+      EXPECT_EQ(weights.linear(q).bias.to_floats(), read.linear(q).bias.to_floats());
+    }
+    EXPECT_EQ(file.text("general.architecture"), weights.config.model_type == "qwen2" ? "qwen2" : "llama");
+  }
+}
+
+TEST_F(ExportFile, GgufKeepsTheTokenizer) {
+  const ModelWeights weights = export_model({{0, true}});
+  const GgufTokenizer expected = tokenizer_of_40();
+  write_gguf_model(path_, weights, expected, {"tiny", true});
+  const auto copy = directory_ / "copy.gguf";
+  const GgufFile first(path_);
+  write_gguf_model(copy, weights, &first, {"tiny", true});
+  for (const auto& path : {path_, copy}) {
+    const GgufTokenizer found = read_gguf_tokenizer(GgufFile(path));
+    EXPECT_EQ(std::tie(found.model, found.pre, found.tokens, found.token_types, found.merges, found.bos_id, found.eos_id,
+                       found.add_bos, found.chat_template),
+              std::tie(expected.model, expected.pre, expected.tokens, expected.token_types, expected.merges,
+                       expected.bos_id, expected.eos_id, expected.add_bos, expected.chat_template));
+    EXPECT_FALSE(found.unknown_id.has_value());
+  }
+  GgufTokenizer other = expected;
+  other.tokens.pop_back();
+  expect_usage_error([&] { write_gguf_model(path_, weights, other, {}); }, "39 tokens");
+}
+
+TEST_F(ExportFile, GgufEmbeddingInInt8IsWithinHalfAStep) {
+  const ModelWeights weights = export_model({{0, true}});
+  write_gguf_model(path_, weights, tokenizer_of_40(), {"tiny", true});
+  const auto found = GgufFile(path_).dequantize("token_embd.weight").to_floats();
+  const auto expected = weights.embed_tokens.to_floats();
+  for (std::size_t block = 0; block < expected.size(); block += 32) {
+    float largest = 0;
+    for (std::size_t i = block; i < block + 32; ++i) largest = std::max(largest, std::abs(expected[i]));
+    for (std::size_t i = block; i < block + 32; ++i) {
+      // Half a step, and what rounding the step to F16 can move the largest code.
+      EXPECT_LE(std::abs(found[i] - expected[i]), largest / 127 / 2 * 1.001F + largest * 0x1p-11F) << i;
+    }
+  }
+}
+
+TEST_F(ExportFile, GgufRefusesWhatLlamaCppWouldIgnore) {
+  const auto refused = [&](const std::function<void(ModelWeights&)>& change, const std::string& text) {
+    ModelWeights weights = export_model({{0, true}, "mistral"});
+    change(weights);
+    expect_usage_error([&] { write_gguf_model(path_, weights, tokenizer_of_40(), {}); }, text);
+    EXPECT_FALSE(std::filesystem::exists(path_));
+  };
+  refused([](ModelWeights& w) { w.config.local_layers = {true, true}, w.config.sliding_window = 8; }, "sliding_window");
+  refused([](ModelWeights& w) { w.config.hidden_act = HiddenAct::gelu_tanh; }, "hidden_act");
+  refused([](ModelWeights& w) { w.config.query_pre_attn_scalar = 8; }, "query_pre_attn_scalar");
+  refused([](ModelWeights& w) { w = export_model({{0, true}, "llama", 0, 88}); }, "blocks of 32");
+  EXPECT_TRUE(std::filesystem::is_empty(directory_.path()));  // nothing unchecked is left behind
+}
+
+TEST_F(ExportFile, GgufKeepsLlama3sRotaryScaling) {
+  ModelWeights weights = export_model({{0, true}});
+  RopeScaling& scaling = weights.config.rope_scaling;
+  scaling = {RopeScaling::Type::llama3, 8, 1, 4, 8192};
+  weights.config.rope_theta = 500000;
+  write_gguf_model(path_, weights, tokenizer_of_40(), {});
+  const auto found = read_gguf_config(GgufFile(path_)).rope_frequencies(false);
+  const auto expected = weights.config.rope_frequencies(false);
+  for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_NEAR(found[i], expected[i], 1e-6 * expected[i]);
+  scaling.original_max_position_embeddings = 4096;  // the file has factors only
+  expect_usage_error([&] { write_gguf_model(directory_ / "other.gguf", weights, tokenizer_of_40(), {}); }, "scaling from 8192 tokens");
+}
+
+}  // namespace
+}  // namespace spear
