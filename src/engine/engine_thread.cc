@@ -129,6 +129,7 @@ void EngineThread::step(std::vector<TokenEvent>& events) {
       event.logprobs.assign(output.logprobs.begin(), output.logprobs.end());
       event.prompt_logprobs.assign(output.prompt_logprobs.begin(), output.prompt_logprobs.end());
       event.cached_tokens = output.cached_tokens;
+      event.compensator_density = output.compensator_density;
       event.admitted = output.admitted;
       event.time = now;
       if (output.finished) end(event.ticket);

@@ -29,6 +29,7 @@ struct TokenEvent {
   std::vector<TokenLogprob> logprobs;
   std::vector<std::vector<TokenLogprob>> prompt_logprobs;  ///< with the first event, if they were asked for
   std::int64_t cached_tokens = 0;
+  double compensator_density = 1;  ///< see StepOutput
   std::chrono::steady_clock::time_point time = {};      ///< end of the step
   std::chrono::steady_clock::time_point admitted = {};  ///< when its prompt was first scheduled
 };

@@ -85,6 +85,7 @@ void CompletionJob::take(const TokenEvent& event) {
     return fail(schema ? bad_request(event.error->problem(), params_.output.calls ? "tools" : "response_format")
                        : api_error(*event.error));
   }
+  choice.compensator_density = std::min(choice.compensator_density, event.compensator_density);
   if (!choice.begun) begin(choice, event);
   if (event.token >= 0 && !params_.no_output) {
     ++choice.tokens;
@@ -269,6 +270,10 @@ Json CompletionJob::choice_json(Choice& choice, bool streamed) {
   Json json = {{"index", &choice - choices_.data()},
                {"finish_reason", choice.reason ? Json(reason_of(choice)) : Json()}};
   json["logprobs"] = take_logprobs(choice);
+  // Said where the answer is not the model's best, and only there: clients of OpenAI's do not know the field.
+  if (choice.done && model_.compensator_density > 0 && choice.compensator_density < 1) {
+    json["compensator_density"] = choice.compensator_density;
+  }
   if (!params_.chat) {
     json["text"] = std::exchange(choice.text, {});
   } else {

@@ -52,6 +52,7 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     nlohmann::json logprobs;  // entries not sent yet
     std::int64_t text_offset = 0;
     std::int64_t tokens = 0, cached_tokens = 0;
+    double compensator_density = 1;  // the lowest part of the compensators that it was computed with
     bool begun = false, done = false;
     std::optional<FinishReason> reason;
     std::chrono::steady_clock::time_point first_token = {}, last_token = {};

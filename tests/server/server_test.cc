@@ -320,6 +320,15 @@ TEST_F(ServerTest, CompensatorsOnAndOffSideBySide) {
   EXPECT_EQ(answer(R"(,"compensators":true)"), usual);
   EXPECT_NE(answer(R"(,"compensators":false)"), usual);
   EXPECT_EQ(answer(""), usual);  // nothing of the other one was found in the cache
+  for (const bool on : {true, false}) {
+    const auto exchange = send("/v1/completions", R"({"prompt":"hello","max_tokens":3,"compensators":)" + Json(on).dump() + "}");
+    run_until([&] { return exchange->done; });
+    const Json choice = Json::parse(exchange->response.body).at("choices").at(0);
+    EXPECT_EQ(choice.contains("compensator_density"), !on);
+    if (!on) {
+      EXPECT_EQ(choice.at("compensator_density"), 0);
+    }
+  }
 }
 
 TEST_F(ServerTest, AFirstTokenThatCannotComeInTimeIsRefused) {

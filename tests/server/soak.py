@@ -30,7 +30,8 @@ def resident_mb(pid: int) -> float:
 
 
 class Load:
-    def __init__(self, server: Server, seed: int):
+    def __init__(self, server: Server, seed: int, real: bool):
+        self.real = real  # its template may know no tools
         self.server, self.rng, self.lock = server, random.Random(seed), threading.Lock()
         self.left, self.done, self.errors = 0, {}, []
 
@@ -47,7 +48,8 @@ class Load:
             fields |= {"n": rng.randrange(1, 4)}
         if rng.random() < 0.1:
             fields |= {"logprobs": 2, "echo": True}
-        kind = rng.choices(["whole", "stream", "leave", "chat", "bad", "tokenize"], [4, 4, 2, 2, 1, 1])[0]
+        kinds = {"whole": 4, "stream": 4, "leave": 2, "chat": 2, "json": 2, "bad": 1, "tokenize": 1} | ({} if self.real else {"tools": 2})
+        kind = rng.choices(list(kinds), list(kinds.values()))[0]
         if kind == "whole":
             status, _, body = self.server.post("/v1/completions", fields)
             if status not in (200, 429):
@@ -76,6 +78,8 @@ class Load:
             if status not in (200, 429):
                 raise AssertionError((status, body[:200]))
             return f"chat {status}"
+        if kind in ("json", "tools"):
+            return self.structured(rng, kind)
         if kind == "bad":
             status = self.server.post("/v1/completions", rng.choice([b"{", {"prompt": "x", "n": -1}, {"nothing": 1}]))[0]
             if status != 400:
@@ -84,6 +88,35 @@ class Load:
         if self.server.post("/tokenize", {"prompt": fields["prompt"]})[0] != 200:
             raise AssertionError("tokenize")
         return "tokenize"
+
+    def structured(self, rng: random.Random, kind: str) -> str:
+        """A schema of its own every second time; some leave before its end."""
+        names = [f"p{rng.randrange(1000)}" for _ in range(rng.randrange(1, 5))] if rng.random() < 0.5 else ["a", "b"]
+        schema = {"type": "object", "additionalProperties": False, "required": names,
+                  "properties": {name: {"enum": ["x", 1, None]} for name in names}}
+        body = {"messages": [{"role": "user", "content": self.prompt(rng)}], "max_tokens": 200, "stream": rng.random() < 0.5}
+        if kind == "json":
+            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+        else:
+            body |= {"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}], "parallel_tool_calls": False,
+                     "tool_choice": "required"}
+        if rng.random() < 0.2:
+            with socket.create_connection(self.server.address, 60) as peer:
+                peer.sendall(post_bytes("/v1/chat/completions", body))
+                time.sleep(rng.random() * 0.02)
+            return f"{kind} left"
+        status, _, content = self.server.post("/v1/chat/completions", body)
+        if status == 200 and not body["stream"]:
+            choice = json.loads(content)["choices"][0]
+            if kind == "json" and choice["finish_reason"] == "stop":
+                assert set(json.loads(choice["message"]["content"])) == set(names), choice
+            if kind == "tools" and choice["finish_reason"] == "tool_calls":
+                assert set(json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"])) == set(names), choice
+        elif status == 200:
+            events(content)
+        elif status != 429:
+            raise AssertionError((status, content[:200]))
+        return f"{kind} {status}"
 
     def worker(self, seed: int) -> None:
         rng = random.Random(seed)
@@ -117,12 +150,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--most-growth-mb", type=float, default=16, help="of resident memory over the last three quarters")
     args = parser.parse_args()
-    options = ["--max-num-seqs", "8", "--no-request-log", "--max-queue", "64"]
-    if args.model:
-        options += ["--max-model-len", "1024", "--kv-cache-memory", "64MB"]  # small enough for preemptions
+    # A cache that is small enough for preemptions.
+    options = ["--max-num-seqs", "8", "--no-request-log", "--max-queue", "64", "--max-model-len", "1024", "--kv-cache-memory",
+               "64MB" if args.model else "3MB"]
     ok = True
     with Server(*options, path=args.model) as server:
-        load, sizes, began = Load(server, args.seed), [], time.monotonic()
+        load, sizes, began = Load(server, args.seed, args.model is not None), [], time.monotonic()
         for quarter in range(4):
             load.run(args.requests // 4, args.clients)
             metrics = server.wait_idle(30)  # throws when a block stays
