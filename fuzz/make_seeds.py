@@ -234,8 +234,20 @@ def safetensors_index_seeds():
     yield b'{"weight_map":[]}'
 
 
+def latency_table_seeds():
+    grid = {"x": [1, 8, 64], "y": [0, 128], "ms": [1.0, 2.0, 1.5, 2.5, 3.0, 4.0]}
+    shape = {"decodes": 1, "decode_context": 10, "prefill": 0, "prefill_context": 0, "density": 1}
+    table = {"schema": "spear.latency/1", "created": "2026-01-01", "key": {"machine": "m", "isa": "avx2", "build": "b", "kv_cache_type": "bf16", "activations": "a16",
+             "head_type": "int8", "model": "x", "threads": 2}, "base": grid, "decode_context": grid, "prefill_context": grid, "compensators": grid, "module_us": [1.0, 2.0],
+             "held_out": [{"shape": shape, "measured_ms": 1.0, "predicted_ms": 1.1}]}
+    yield json.dumps(table).encode()
+    yield json.dumps({**table, **table["key"]}).encode()
+    yield json.dumps({**table, "base": {"x": [1], "y": [1], "ms": [1e308]}}).encode()
+    yield json.dumps({**table, "base": {"x": [2, 1], "y": [1, 1], "ms": [1]}}).encode()
+
+
 SEEDS = {"safetensors": safetensors_seeds, "safetensors_index": safetensors_index_seeds, "checkpoint": checkpoint_seeds, "compensators": compensators_seeds,
-         "gguf": gguf_seeds, "config": config_seeds, "manifest": manifest_seeds, "task_file": task_file_seeds, "chat_template": chat_template_seeds,
+         "gguf": gguf_seeds, "config": config_seeds, "manifest": manifest_seeds, "task_file": task_file_seeds, "latency_table": latency_table_seeds, "chat_template": chat_template_seeds,
          "tokenizer_json": tokenizer_json_seeds}
 NUMBERS = ["-1", "1e999", "9223372036854775808", "18446744073709551616", "4294967296", "0.5", "null", "[[[[", '{"a":']
 WORDS = {"chat_template": ["{%- ", " -%}", "{{ ", " }}", "{# ", " #}", "for ", "endfor", " in ", "if ", "elif ", "else", "endif", "set ", "namespace(", "range(", "loop.",

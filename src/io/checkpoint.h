@@ -20,7 +20,8 @@ struct CheckpointFiles {
 };
 
 /// Writes config.json, model.safetensors, compensators.safetensors (if any), `files` and spear.json into an existing
-/// directory, normally StagedDirectory::path(). Packed linears must share one scheme; linears that are dense stay
+/// directory, normally StagedDirectory::path(). config.json comes last: what an interrupted call leaves behind can't be
+/// read as a model. Packed linears must share one scheme; linears that are dense stay
 /// dense and are listed under "ignore". With packed linears, f32 embedding and head are stored in F16 (BF16 if a value
 /// exceeds F16's range), f32 gains in F16 where that is exact. `manifest` becomes spear.json with "schema",
 /// "embedding_budget_bytes" and "files" (name: SHA-256 of every other file) set.

@@ -69,10 +69,11 @@ void write_checkpoint(const fs::path& directory, const ModelWeights& weights, co
     write_file_atomic(directory / name, text);
     hashes[name] = sha256_hex(text);
   };
+  std::string config;
   {
     const TensorMap tensors = stored_tensors(weights, scheme.has_value(), put_packed_linear);
     const DType dtype = tensors.at("model.embed_tokens.weight").dtype();
-    write_text("config.json", make_hf_config(weights.config, dtype, scheme, dense).dump(2) + "\n");
+    config = make_hf_config(weights.config, dtype, scheme, dense).dump(2) + "\n";
     write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});
     hashes["model.safetensors"] = sha256_file(directory / "model.safetensors");
   }
@@ -85,8 +86,10 @@ void write_checkpoint(const fs::path& directory, const ModelWeights& weights, co
   write_text("generation_config.json", files.generation_config_json);
   manifest["schema"] = kManifestSchema;
   manifest["embedding_budget_bytes"] = weights.embedding_budget_bytes;
+  hashes["config.json"] = sha256_hex(config);
   manifest["files"] = std::move(hashes);
   write_file_atomic(directory / "spear.json", manifest.dump(2) + "\n");
+  write_file_atomic(directory / "config.json", config);  // last: without it nothing takes the directory for a model
 }
 
 }  // namespace spear

@@ -23,12 +23,14 @@ nlohmann::json curve_json(const std::vector<TrainPoint>& curve) {
 
 /// Everything of a run that is not in TrainableModel::state().
 nlohmann::json notes_of(const TrainResult& result) {
-  return {{"curve", curve_json(result.curve)}, {"start_kl", result.start_kl}, {"best_kl", result.best_kl}, {"best_step", result.best_step}};
+  return {{"curve", curve_json(result.curve)}, {"loss_sum", result.loss_sum}, {"loss_count", result.loss_count}, {"start_kl", result.start_kl}, {"best_kl", result.best_kl}, {"best_step", result.best_step}};
 }
 
 TrainResult result_from(const nlohmann::json& notes) {
   TrainResult result;
   for (const auto& p : notes.at("curve")) result.curve.push_back({p.at(0), p.at(1), p.at(2)});
+  result.loss_sum = notes.value("loss_sum", 0.0);
+  result.loss_count = notes.value("loss_count", std::int64_t{0});
   result.start_kl = notes.at("start_kl");
   result.best_kl = notes.at("best_kl");
   result.best_step = notes.at("best_step");

@@ -138,8 +138,9 @@ TrainResult train(TorchModel& model, TrainableModel& trainable, const Calibratio
     return done == 0 || done == options.steps || (2 * done >= options.steps && (options.steps - done) % every == 0);
   };
   Progress progress("calibrate", options.steps);
-  double loss_sum = 0, last_save = 0;
-  std::int64_t loss_count = 0;
+  double last_save = 0;
+  double& loss_sum = result.loss_sum;
+  std::int64_t& loss_count = result.loss_count;
   const auto mean_loss = [&] { return loss_count > 0 ? loss_sum / static_cast<double>(loss_count) : 0.0; };
   const auto save_now = [&] {
     last_save = progress.seconds();

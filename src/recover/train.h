@@ -37,6 +37,8 @@ struct TrainPoint {
 
 struct TrainResult {
   std::vector<TrainPoint> curve;
+  double loss_sum = 0;               ///< over the steps since the last point of the curve
+  std::int64_t loss_count = 0;       ///< those steps
   double start_kl = 0, best_kl = 0;  ///< held-out, nats per token
   std::int64_t best_step = 0;
   double seconds_per_step = 0;

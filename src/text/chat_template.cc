@@ -7,7 +7,8 @@
 
 namespace spear {
 
-ChatTemplate::ChatTemplate(std::string_view source, TemplateLimits limits) : limits_(limits) {
+ChatTemplate::ChatTemplate(std::string_view source, TemplateLimits limits, std::optional<std::time_t> now)
+    : limits_(limits), now_(now) {
   if (source.size() > limits.source_bytes) {
     throw bad_input("the template is longer than " + std::to_string(limits.source_bytes) + " bytes", "chat template");
   }
@@ -28,7 +29,10 @@ std::string ChatTemplate::render(const nlohmann::ordered_json& messages, bool ad
   }
   variables["messages"] = &messages;
   variables["add_generation_prompt"] = &generation_prompt;
-  return jinja::interpret(*root_, variables, limits_);
+  const std::time_t now = now_ ? *now_ : std::time(nullptr);
+  std::tm date{};
+  now_ ? gmtime_r(&now, &date) : localtime_r(&now, &date);
+  return jinja::interpret(*root_, variables, limits_, date);
 }
 
 std::string chat_opening(std::string_view template_source, const std::map<std::string, std::string>& tokens,
@@ -38,7 +42,8 @@ std::string chat_opening(std::string_view template_source, const std::map<std::s
   nlohmann::ordered_json messages = nlohmann::ordered_json::array();
   if (!system.empty()) messages.push_back({{"role", "system"}, {"content", system}});
   messages.push_back({{"role", "user"}, {"content", kMarker}});
-  const std::string text = ChatTemplate(template_source).render(messages, false, tokens);
+  constexpr std::time_t kDate = 1721952000;  // 26 July 2024: the same recipe makes the same samples on any day
+  const std::string text = ChatTemplate(template_source, {}, kDate).render(messages, false, tokens);
   const std::size_t marker = text.find(kMarker);
   return marker == std::string::npos ? std::string() : text.substr(0, marker);
 }

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <ctime>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -25,8 +27,9 @@ struct TemplateLimits {
 /// in `transformers`. Copies share the parsed form.
 class ChatTemplate {
  public:
-  /// Throws Error(bad_input) with line and column for bad syntax and for anything outside the supported subset.
-  explicit ChatTemplate(std::string_view source, TemplateLimits limits = {});
+  /// Throws Error(bad_input) with line and column for bad syntax and for anything outside the supported subset. `now`:
+  /// what strftime_now() takes for the present, in UTC; nothing: the clock, in local time, as in `transformers`.
+  explicit ChatTemplate(std::string_view source, TemplateLimits limits = {}, std::optional<std::time_t> now = {});
 
   /// `messages`: array of {"role", "content", ...}. `tokens`: "bos_token", "eos_token", ... (Tokenizer::
   /// template_tokens). `extra`: object with more variables, e.g. "tools" or "enable_thinking"; key order is kept.
@@ -39,11 +42,13 @@ class ChatTemplate {
  private:
   std::shared_ptr<const jinja::Block> root_;
   TemplateLimits limits_;
+  std::optional<std::time_t> now_;
 };
 
 /// The text up to where the first user message's content begins, e.g. "<|im_start|>user\n" after the system message:
-/// what a model is given to make up user turns. An empty `system` leaves the system message to the template. Empty
-/// when there is no template or its output doesn't contain the content.
+/// what a model is given to make up user turns. Templates that ask for the date get a fixed one. An empty `system`
+/// leaves the system message to the template. Empty when there is no template or its output doesn't contain the
+/// content.
 std::string chat_opening(std::string_view template_source, const std::map<std::string, std::string>& tokens,
                          std::string_view system = {});
 

@@ -57,19 +57,19 @@ struct Block {
   std::vector<Statement> statements;
 };
 
-enum class StatementKind { text, output, set, conditional, loop };
+enum class StatementKind { text, output, set, conditional, loop, scope };
 
 struct Statement {
   StatementKind kind;
   Position at;
-  std::string text;                                 // text; of set: the attribute of a namespace, or empty
-  std::vector<std::string> targets;                 // set, loop
-  NodePtr value;                                    // output, set, loop: what is iterated
-  NodePtr condition;                                // loop: the `if` behind it, may be null
-  std::vector<Branch> branches;  // conditional, loop
+  std::string text;                  // text; of set: the attribute of a namespace, or empty
+  std::vector<std::string> targets;  // set, loop
+  NodePtr value;                     // output, set, loop: what is iterated
+  NodePtr condition;                 // loop: the `if` behind it, may be null
+  std::vector<Branch> branches;      // conditional, loop, scope
 };
 
-/// Of a conditional; null condition: else. Of a loop: {null, body}, maybe {null, else}.
+/// Of a conditional; null condition: else. Of a loop: {null, body}, maybe {null, else}. Of a scope: {null, body}.
 struct Branch {
   NodePtr condition;
   Block body;

@@ -1,6 +1,7 @@
 #include "text/jinja_builtins.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <functional>
 #include <map>
@@ -250,6 +251,24 @@ Value range(const Arguments& arguments, Budget& budget) {
   return budget.list(std::move(items));
 }
 
+/// Python hands the format to the C library; what that does with unusual conversions is not the template's to choose.
+Value strftime_now(const Arguments& arguments, const std::tm& date, Budget& budget) {
+  constexpr std::string_view kConversions = "aAbBdeFHIjmMpSTuUwWyY%", kWithoutZeros = "dmHIMSj";
+  constexpr std::size_t kLongest = 200;
+  arguments.check(1);
+  const std::string& format = text_of(required(arguments, 0, "format"));
+  if (format.size() > kLongest || format.find('\0') != std::string::npos)
+    throw Problem{"the format of a date is too long or has a zero byte"};
+  for (std::size_t i = format.find('%'); i != std::string::npos; i = format.find('%', i + 1)) {
+    const bool dash = format.compare(i + 1, 1, "-") == 0;
+    i += dash ? 2 : 1;
+    if (i >= format.size() || (dash ? kWithoutZeros : kConversions).find(format[i]) == std::string_view::npos)
+      throw Problem{"a conversion that is not supported in the format of a date"};
+  }
+  std::array<char, kLongest * 8> text{};
+  return budget.text(std::string(text.data(), std::strftime(text.data(), text.size(), format.c_str(), &date)));
+}
+
 }  // namespace
 
 const Value* Arguments::find(std::size_t index, std::string_view name) const {
@@ -281,7 +300,9 @@ const Value& required(const Arguments& arguments, std::size_t index, std::string
 bool is_filter(std::string_view name) { return filter_table().contains(name); }
 bool is_test(std::string_view name) { return test_table().contains(name); }
 bool is_method(std::string_view name) { return method_table().contains(name); }
-bool is_function(std::string_view name) { return name == "range" || name == "namespace" || name == "raise_exception"; }
+bool is_function(std::string_view name) {
+  return name == "range" || name == "namespace" || name == "raise_exception" || name == "strftime_now";
+}
 
 Value apply_filter(const std::string& name, const Value& input, const Arguments& arguments, Budget& budget) {
   return filter_table().at(name)(input, arguments, budget);
@@ -295,7 +316,8 @@ Value call_method(const std::string& name, const Value& object, const Arguments&
   return method_table().at(name)(object, arguments, budget);
 }
 
-Value call_function(const std::string& name, const Arguments& arguments, Budget& budget) {
+Value call_function(const std::string& name, const Arguments& arguments, const std::tm& date, Budget& budget) {
+  if (name == "strftime_now") return strftime_now(arguments, date, budget);
   if (name == "range") return range(arguments, budget);
   if (name == "raise_exception") {
     arguments.check(1);

@@ -1,6 +1,7 @@
 // Filters, tests, methods, functions and operators of the template language.
 #pragma once
 
+#include <ctime>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -35,7 +36,8 @@ bool is_function(std::string_view name);
 Value apply_filter(const std::string& name, const Value& input, const Arguments& arguments, Budget& budget);
 bool apply_test(const std::string& name, const Value& input, const Arguments& arguments, Budget& budget);
 Value call_method(const std::string& name, const Value& object, const Arguments& arguments, Budget& budget);
-Value call_function(const std::string& name, const Arguments& arguments, Budget& budget);
+/// `date`: the present.
+Value call_function(const std::string& name, const Arguments& arguments, const std::tm& date, Budget& budget);
 /// `operation` is one of + - * / // % ~
 Value apply_binary(const std::string& operation, const Value& left, const Value& right, Budget& budget);
 /// object[key]; undefined if there is no such member.

@@ -12,7 +12,7 @@ namespace {
 
 class Interpreter {
  public:
-  explicit Interpreter(const TemplateLimits& limits) : budget_(limits) {}
+  Interpreter(const TemplateLimits& limits, const std::tm& date) : budget_(limits), date_(date) {}
 
   std::string run(const Block& root, const Variables& variables) {
     scopes_.emplace_back();
@@ -59,6 +59,10 @@ class Interpreter {
         return;
       case StatementKind::loop:
         return loop(statement);
+      case StatementKind::scope:
+        scopes_.emplace_back();
+        execute(statement.branches[0].body);
+        scopes_.pop_back();
     }
   }
 
@@ -236,7 +240,7 @@ class Interpreter {
       arguments.positional.push_back(evaluate(*node.children[i]));
     }
     for (const auto& [name, value] : node.keywords) arguments.keywords.emplace_back(name, evaluate(*value));
-    if (function) return call_function(std::get<Function>(subject.data).name, arguments, budget_);
+    if (function) return call_function(std::get<Function>(subject.data).name, arguments, date_, budget_);
     if (node.kind == NodeKind::filter) return apply_filter(node.name, subject, arguments, budget_);
     if (node.kind == NodeKind::test) return {apply_test(node.name, subject, arguments, budget_)};
     return call_method(node.name, subject, arguments, budget_);
@@ -264,14 +268,16 @@ class Interpreter {
   }
 
   Budget budget_;
+  std::tm date_;
   std::vector<std::map<std::string, Value, std::less<>>> scopes_;
   std::string out_;
 };
 
 }  // namespace
 
-std::string interpret(const Block& root, const Variables& variables, const TemplateLimits& limits) {
-  return Interpreter(limits).run(root, variables);
+std::string interpret(const Block& root, const Variables& variables, const TemplateLimits& limits,
+                      const std::tm& date) {
+  return Interpreter(limits, date).run(root, variables);
 }
 
 }  // namespace spear::jinja

@@ -66,7 +66,17 @@ class Parser : private TokenCursor {
     if (keyword == "if") return if_statement(at);
     if (keyword == "for") return for_statement(at);
     if (keyword == "set") return set_statement(at);
+    if (keyword == "generation") return generation_statement(at);
     throw error_at(at, "the statement '" + keyword + "' is not supported here", kSubset);
+  }
+
+  /// {% generation %}: marks what a model writes, for training alone. Names set within stay within.
+  Statement generation_statement(Position at) {
+    Statement statement{StatementKind::scope, at, {}, {}, {}, {}, {}};
+    expect(TokenKind::block_end, "%}");
+    statement.branches.push_back({nullptr, statements({"endgeneration"})});
+    end_tag("endgeneration");
+    return statement;
   }
 
   /// {% keyword %}, already looked at.

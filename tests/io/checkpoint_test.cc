@@ -1,5 +1,7 @@
 #include "io/checkpoint.h"
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -156,6 +158,25 @@ TEST_F(Checkpoint, TextsAndManifest) {
   EXPECT_EQ(manifest["schema"], kManifestSchema);
   EXPECT_EQ(manifest["files"].size(), 4U);
   EXPECT_EQ(manifest["files"]["tokenizer.json"], "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862");
+}
+
+TEST_F(Checkpoint, WhatAnInterruptedWriteLeavesCannotBeRead) {
+  ModelWeights weights = tiny_model({true, W4Scheme{}});
+  add_compensators(weights, 2);
+  const CheckpointFiles files{"{}", "{}", "{}"};
+  int interrupted = 0;
+  // A folder in a file's place ends the writing there; without the folder the rest is what a killed process leaves.
+  for (const char* last : {"model.safetensors", "compensators.safetensors", "tokenizer.json", "tokenizer_config.json",
+                           "generation_config.json", "spear.json", "config.json"}) {
+    const auto folder = directory_ / fmt::format("stopped-at-{}", last);
+    std::filesystem::create_directories(folder / last / "in the way");
+    EXPECT_THROW(write_checkpoint(folder, weights, files, json::object()), Error) << last;
+    std::filesystem::remove_all(folder / last);
+    EXPECT_THROW(read_model(folder), Error) << last;
+    EXPECT_THROW(kind_of_model(folder), Error) << last;
+    ++interrupted;
+  }
+  EXPECT_EQ(interrupted, 7);
 }
 
 TEST_F(Checkpoint, VerifyNamesWhatChanged) {

@@ -37,7 +37,12 @@ void* allocate(std::size_t size, std::size_t alignment) {
 
 }  // namespace
 
+// All of them: a sanitizer sees to it that what one pair allocated is not freed by another.
 void* operator new(std::size_t size) { return allocate(size, 0); }
+void* operator new(std::size_t size, const std::nothrow_t&) noexcept { return std::malloc(size); }
+void* operator new[](std::size_t size, const std::nothrow_t&) noexcept { return std::malloc(size); }
+void operator delete(void* p, const std::nothrow_t&) noexcept { std::free(p); }
+void operator delete[](void* p, const std::nothrow_t&) noexcept { std::free(p); }
 void* operator new[](std::size_t size) { return allocate(size, 0); }
 void* operator new(std::size_t size, std::align_val_t alignment) {
   return allocate(size, static_cast<std::size_t>(alignment));

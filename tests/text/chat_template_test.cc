@@ -1,6 +1,9 @@
 #include "text/chat_template.h"
 
+#include <array>
 #include <chrono>
+#include <ctime>
+#include <map>
 #include <set>
 
 #include "text/tokenizer.h"
@@ -12,6 +15,7 @@ namespace {
 using nlohmann::ordered_json;
 
 const std::map<std::string, std::string> kTokens = {{"bos_token", "<s>"}, {"eos_token", "</s>"}};
+constexpr std::time_t kDate = 1721952000;  // 26 July 2024, which templates that have no clock write, too
 constexpr const char* kChatml =
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}";
 
@@ -34,7 +38,7 @@ TEST(ChatTemplate, RendersAsJinja2) {
     const bool fails = item.contains("error") || kOutsideTheSubset.contains(source);
     try {
       const std::string text =
-          ChatTemplate(source).render(messages, item["add_generation_prompt"], kTokens, item["extra"]);
+          ChatTemplate(source, {}, kDate).render(messages, item["add_generation_prompt"], kTokens, item["extra"]);
       EXPECT_FALSE(fails) << source.substr(0, 200) << "\ngave " << text
                           << "\nbut should fail: " << item.value("error", "");
       if (!fails) {
@@ -103,6 +107,65 @@ TEST(ChatTemplate, RefusesWithLineAndColumn) {
       {"\xFF", "not UTF-8"},
   };
   for (const auto& [source, message] : cases) expect_refused([&] { render(source); }, message);
+}
+
+// Templates of the families' kinds on conversations with system messages, tools, calls and results; the oracle is
+// jinja2 in transformers' environment (tests/golden/make_family_template_golden.py).
+TEST(ChatTemplate, FamiliesRenderAsInTransformers) {
+  const auto golden = ordered_json::parse(read_text_file(text_data("family_template_golden.json")));
+  std::map<std::string, int> rendered, refused;
+  for (const ordered_json& item : golden["cases"]) {
+    const std::string family = item["family"];
+    const ChatTemplate chat(golden["templates"][family].get<std::string>(), {}, golden["now"].get<std::time_t>());
+    const ordered_json& conversation = golden["conversations"][item["conversation"].get<std::size_t>()];
+    const std::string about = family + "\n" + conversation.dump();
+    try {
+      const std::string text =
+          chat.render(conversation["messages"], item["add_generation_prompt"], kTokens, conversation["extra"]);
+      EXPECT_FALSE(item.contains("error"))
+          << about << "\ngave " << text << "\nbut should fail: " << item.value("error", "");
+      if (item.contains("text")) {
+        EXPECT_EQ(text, item["text"].get<std::string>()) << about;
+      }
+      ++rendered[family];
+    } catch (const Error& error) {
+      // Python's spelling of lists and dicts is not reproduced, but refused.
+      const bool prints_container = error.problem().find("not supported (use tojson)") != std::string::npos;
+      EXPECT_TRUE(item.contains("error") || prints_container) << about << "\n" << error.what();
+      EXPECT_NE(error.where().find("chat template, line "), std::string::npos) << error.what();
+      if (const std::string raised = item.value("raised", ""); !raised.empty()) {
+        EXPECT_EQ(error.problem(), raised) << about;
+      }
+      ++refused[family];
+    }
+  }
+  EXPECT_EQ(rendered.size(), 8U);
+  for (const auto& [family, count] : rendered) EXPECT_GE(count, 8) << family;
+  EXPECT_GT(refused["mistral-nemo"] + refused["gemma-3"], 2);
+}
+
+TEST(ChatTemplate, TheDateIsTheGivenOne) {
+  const auto at = [](const char* format) {
+    return ChatTemplate(std::string("{{ strftime_now('") + format + "') }}", {}, 1721952000)
+        .render(ordered_json::array(), false, kTokens);
+  };
+  EXPECT_EQ(at("%d %b %Y"), "26 Jul 2024");
+  EXPECT_EQ(at("%Y-%m-%d, %-d %B %H:%M%%"), "2024-07-26, 26 July 00:00%");
+  EXPECT_EQ(at(""), "");
+  for (const char* format : {"%", "%-", "%n", "%E", "%-b", "%9999d", "%\\0", "a\\0b"}) {
+    expect_refused([&] { at(format); }, "format of a date");
+  }
+  expect_refused([&] { at(std::string(201, 'x').c_str()); }, "format of a date");
+  std::array<char, 64> today{};
+  const std::time_t before = std::time(nullptr);
+  std::tm date{};
+  std::strftime(today.data(), today.size(), "%Y", localtime_r(&before, &date));
+  EXPECT_EQ(render("{{ strftime_now('%Y') }}"), today.data());
+}
+
+TEST(ChatTemplate, GenerationMarksWriteNothingAndKeepTheirNames) {
+  EXPECT_EQ(render("{% set x = 1 %}a{% generation %}b{% set x = 2 %}{{ x }}{% endgeneration %}c{{ x }}"), "ab2c1");
+  expect_refused([] { render("{% generation %}"); }, "expected");
 }
 
 TEST(ChatTemplate, ArgumentsAreChecked) {
