@@ -108,7 +108,7 @@ int run(const CommonOptions& common, const Options& options) {
   if (!options.force && fs::exists(options.out, ignored)) {
     throw usage_error("output exists already", options.out, "choose another --out, or pass --force to replace it");
   }
-  const ModelWeights weights = read_model(options.model);
+  const ModelWeights weights = read_backbone(options.model);
   const std::int64_t compensators = compensator_bytes(weights);
   nlohmann::json document = is_adapter(options)         ? export_adapter(weights, common, options)
                             : options.format == "gptq" ? export_gptq(weights, options)
