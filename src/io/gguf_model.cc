@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <functional>
 #include <set>
 
 #include "base/error.h"
@@ -121,6 +123,25 @@ Tensor unpermute_heads(const Tensor& stored, std::int64_t head_dim) {
   return result;
 }
 
+/// Blocks of Q4_0 as what they are: groups of 32 with an f16 scale, codes less 8.
+W4Matrix w4_of_q4_0(const GgufTensor& tensor, const std::function<std::int64_t(std::int64_t)>& target_row) {
+  constexpr std::int64_t kBlock = 32, kBytes = 18;
+  const std::int64_t rows = tensor.shape[0], cols = tensor.shape[1], blocks = cols / kBlock;
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * cols));
+  std::vector<std::uint16_t> scales(static_cast<std::size_t>(rows * blocks));
+  for (std::int64_t i = 0; i < rows * blocks; ++i) {
+    const std::byte* block = tensor.bytes.data() + i * kBytes;
+    const std::int64_t at = target_row(i / blocks) * blocks + i % blocks;
+    std::memcpy(&scales[static_cast<std::size_t>(at)], block, sizeof(std::uint16_t));
+    for (std::int64_t j = 0; j < kBlock / 2; ++j) {
+      const auto pair = std::to_integer<std::uint8_t>(block[2 + j]);
+      codes[static_cast<std::size_t>(at * kBlock + j)] = pair & 0xfU;
+      codes[static_cast<std::size_t>(at * kBlock + j + kBlock / 2)] = pair >> 4;
+    }
+  }
+  return pack_w4(rows, cols, {kBlock, true}, codes, scales);
+}
+
 /// Dequantizes tensors of a known shape and remembers which were asked for.
 class TensorReader {
  public:
@@ -129,13 +150,19 @@ class TensorReader {
   bool has(const std::string& name) const { return file_.tensors().contains(name); }
 
   Tensor read(const std::string& name, const Shape& shape) {
+    find(name, shape);
+    return file_.dequantize(name);
+  }
+
+  /// Checked against `shape`, and remembered.
+  const GgufTensor& find(const std::string& name, const Shape& shape) {
     const GgufTensor& tensor = file_.tensor(name);
     if (tensor.shape != shape) {
       throw bad_input(fmt::format("shape {} instead of {}", to_string(tensor.shape), to_string(shape)),
                       file_.where() + ": " + name, "the file is damaged");
     }
     read_.insert(name);
-    return file_.dequantize(name);
+    return tensor;
   }
 
   void check_all_read() const {
@@ -213,7 +240,7 @@ ModelConfig read_gguf_config(const GgufFile& file) {
   return config;
 }
 
-ModelWeights read_gguf_weights(const GgufFile& file) {
+ModelWeights read_gguf_weights(const GgufFile& file, bool keep_q4_0) {
   ModelWeights weights;
   weights.config = read_gguf_config(file);
   const ModelConfig& config = weights.config;
@@ -240,7 +267,14 @@ ModelWeights read_gguf_weights(const GgufFile& file) {
     };
     const std::int64_t rows = out_features(config, id.kind());
     LinearModule& module = weights.linear(id);
-    module.weight = read(".weight", {rows, in_features(config, id.kind())});
+    const Shape shape{rows, in_features(config, id.kind())};
+    if (keep_q4_0 && std::string_view(file.tensor(name + ".weight").type->name) == "Q4_0") {
+      module.weight = w4_of_q4_0(reader.find(name + ".weight", shape), [&](std::int64_t row) {
+        return permuted ? unpermuted_row(row, config.head_dim) : row;
+      });
+    } else {
+      module.weight = read(".weight", shape);
+    }
     if (has_bias(config, id.kind())) module.bias = read(".bias", {rows});
   }
   reader.check_all_read();

@@ -57,11 +57,19 @@ ModelConfig read_model_config(const fs::path& path) {
   return read_hf_directory_config(path).model;
 }
 
-ModelWeights read_model(const fs::path& path) {
+namespace {
+
+ModelWeights read(const fs::path& path, bool keep_q4_0) {
   if (kind_of_model(path) != ModelKind::gguf) return read_checkpoint(path);
-  ModelWeights weights = read_gguf_weights(GgufFile(path));
+  ModelWeights weights = read_gguf_weights(GgufFile(path), keep_q4_0);
   weights.validate(path.string());
   return weights;
 }
+
+}  // namespace
+
+ModelWeights read_model(const fs::path& path) { return read(path, false); }
+
+ModelWeights read_backbone(const fs::path& path) { return read(path, true); }
 
 }  // namespace spear

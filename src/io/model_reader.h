@@ -26,4 +26,7 @@ ModelConfig read_model_config(const std::filesystem::path& path);
 /// naming file, tensor or option for anything unsupported, missing or damaged.
 ModelWeights read_model(const std::filesystem::path& path);
 
+/// The same, but linears that a GGUF file holds in Q4_0 stay packed, bit for bit.
+ModelWeights read_backbone(const std::filesystem::path& path);
+
 }  // namespace spear

@@ -115,13 +115,13 @@ Stages::Stages(const RecoverOptions& options)
       tokenizer_(load_tokenizer(options.reference)),
       device_(default_device()) {
   if (options.backbone.empty()) return;
-  backbone_ = read_model(options.backbone);
+  backbone_ = read_backbone(options.backbone);
   backbone_sha256_ = model_sha256(options.backbone);
   for (int index = 0; index < module_count(reference_.config); ++index) {
     const ModuleId id{index};
     if (index >= module_count(backbone_->config) || !std::holds_alternative<W4Matrix>(backbone_->linear(id).weight)) {
       throw bad_input("the backbone is not a 4-bit model of the reference's shape", options.backbone.string() + ": " + id.name(),
-                      "pass a checkpoint whose linears are all packed 4-bit");
+                      "pass a checkpoint, or a GGUF file in Q4_0, whose linears are all packed 4-bit");
     }
   }
 }

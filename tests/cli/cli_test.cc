@@ -90,6 +90,32 @@ TEST_F(CliTest, HelpIsShortAndHasTwoExamples) {
   for (const char* command : {"recover", "quantize", "diagnose", "calibrate"}) EXPECT_THAT(top.out, HasSubstr(command));
 }
 
+TEST_F(CliTest, ExportWritesAdaptersAndBaseWeights) {
+  const std::string gptq = file("export-gptq").string(), lora = file("lora.gguf").string(), peft = file("peft").string();
+  // Rows of 24 and 44 weights are no blocks of 32, and 44 is no multiple of 8: both are refused, and nothing is left.
+  EXPECT_EQ(spear("export " + model() + " --format gguf --out " + file("x.gguf").string()).code, 2);
+  EXPECT_FALSE(fs::exists(file("x.gguf")));
+  EXPECT_EQ(spear("export " + model() + " --format gptq --out " + gptq).code, 2);
+  EXPECT_FALSE(fs::exists(gptq));
+  const Outcome untold = spear("export " + model() + " --format peft --out " + peft);
+  EXPECT_EQ(untold.code, 2);
+  EXPECT_THAT(untold.err, HasSubstr("--text"));
+  const std::string with_text = " --text " + text().string() + " --tokens 64 --json";
+  for (const std::string format : {"peft", "gguf-lora"}) {
+    const Outcome run = spear("export " + model() + " --format " + format + " --out " + (format == "peft" ? peft : lora) + with_text);
+    ASSERT_EQ(run.code, 0) << run.err;
+    const auto document = json::parse(run.out);
+    EXPECT_EQ(document.at("schema"), "spear.export/1");
+    EXPECT_EQ(document.at("exact"), false);
+    EXPECT_GT(document.at("modules").get<int>(), 0);
+  }
+  EXPECT_TRUE(fs::exists(fs::path(peft) / "adapter_model.safetensors"));
+  EXPECT_TRUE(fs::exists(lora));
+  const Outcome again = spear("export " + model() + " --format gguf-lora --out " + lora + with_text);
+  EXPECT_EQ(again.code, 2);
+  EXPECT_THAT(again.err, HasSubstr("--force"));
+}
+
 TEST_F(CliTest, UsageErrorsEndWithTwoAndNameTheNearest) {
   const auto expect_usage = [](const std::string& arguments, const std::string& message) {
     const Outcome run = spear(arguments);

@@ -11,6 +11,7 @@
 #include "io/gguf_model.h"
 #include "io/gguf_model_writer.h"
 #include "io/gptq_writer.h"
+#include "io/model_reader.h"
 #include "io/safetensors.h"
 #include "io_test_util.h"
 
@@ -124,6 +125,24 @@ TEST_P(Export, GgufIsReadBackToTheSameValues) {
   }
   EXPECT_EQ(weights.embed_tokens.to_floats(), read.embed_tokens.to_floats());
   for (const NormId id : norms_of(weights.config)) EXPECT_EQ(weights.gain(id).to_floats(), read.gain(id).to_floats());
+}
+
+TEST_P(Export, Q4_0StaysPackedInABackbone) {
+  if (!parse_scheme(GetParam()).symmetric) return;
+  const ModelWeights weights = export_model({parse_scheme(GetParam())});
+  const auto path = directory_ / "model.gguf";
+  write_gguf_model(path, weights, tokenizer_of_40(), {"tiny", false});
+  const ModelWeights read = read_backbone(path);
+  bool negative = false;
+  for (int index = 0; index < module_count(weights.config); ++index) {
+    const auto& matrix = std::get<W4Matrix>(read.linear({index}).weight);
+    EXPECT_EQ(matrix.scheme, (W4Scheme{32, true}));
+    EXPECT_EQ(matrix.packed, std::get<W4Matrix>(weights.linear({index}).weight).packed);
+    EXPECT_EQ(matrix.dequantize(), std::get<W4Matrix>(weights.linear({index}).weight).dequantize());
+    for (const auto bits : matrix.scales) negative |= (bits & 0x8000U) != 0;
+  }
+  EXPECT_TRUE(negative);
+  EXPECT_TRUE(std::holds_alternative<Tensor>(read_model(path).linear({0}).weight));
 }
 
 INSTANTIATE_TEST_SUITE_P(Schemes, Export,

@@ -91,6 +91,35 @@ class Checker:
             sys.exit("gguf: the embedding lost more than Q8_0 does")
 
 
+    def adapters(self, peft, file):
+        """B A of either adapter against B diag(gate of 1) A of the checkpoint, applied to random inputs."""
+        config = json.loads((peft / "adapter_config.json").read_text())
+        tensors, _ = spear_reader.read_safetensors(peft / "adapter_model.safetensors")
+        reader = gguf.GGUFReader(file)
+        stored = {t.name: t.data for t in reader.tensors}
+        alpha = reader.get_field("adapter.lora.alpha").contents()
+        rng = np.random.default_rng(0)
+        for module, weight in self.model.weights.items():
+            x = rng.normal(size=(5, weight.shape[1])).astype(np.float32)
+            compensator = self.model.compensators.get(module)
+            expected = np.zeros((5, weight.shape[0]), np.float32) if compensator is None else compensator(x)
+            a, b = (tensors[f"base_model.model.{module}.lora_{part}.weight"].values for part in "AB")
+            found = x @ a.T @ b.T * (config["lora_alpha"] / config["r"])
+            self.near(found, expected, f"peft: {module}")
+            name = gguf_name(module) + ".weight.lora_"
+            if (name + "a" in stored) != (compensator is not None):
+                sys.exit(f"gguf-lora: {module}: present in one of checkpoint and adapter")
+            if compensator is not None:
+                a, b = stored[name + "a"], stored[name + "b"]
+                self.near(x @ a.T @ b.T * (alpha / b.shape[1]), self.in_gguf_order(module, expected.T).T, f"gguf-lora: {module}")
+
+    def near(self, found, expected, what):
+        error = np.linalg.norm(found - expected)
+        if error > 1e-5 * np.linalg.norm(expected):
+            sys.exit(f"{what}: off by {error:.3g} of {np.linalg.norm(expected):.3g}")
+        self.compared += 1
+
+
 def main():
     checker = Checker(sys.argv[1], sys.argv[2])
     with tempfile.TemporaryDirectory() as folder:
@@ -98,6 +127,9 @@ def main():
         checker.gptq(checker.export("gptq", out / "gptq"))
         checker.gguf(checker.export("gguf", out / "a.gguf"), exact=False)
         checker.gguf(checker.export("gguf", out / "b.gguf", "--embeddings", "stored"), exact=True)
+        gated = any(c.gate is not None for c in checker.model.compensators.values())
+        if checker.model.compensators and not gated:
+            checker.adapters(checker.export("peft", out / "peft"), checker.export("gguf-lora", out / "lora.gguf"))
     print(f"{checker.compared} tensors are equal")
     return 0
 
