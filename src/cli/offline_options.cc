@@ -36,7 +36,7 @@ void OfflineOptions::add_backbone(CLI::App& command, bool as_model) {
     command.add_option("--model,--backbone", backbone, "4-bit checkpoint: compressed-tensors, GPTQ or AWQ")->required();
     quantizer = "rtn";
   } else {
-    command.add_option("--backbone", backbone, "4-bit checkpoint (compressed-tensors, GPTQ, AWQ) whose codes stay as they are");
+    command.add_option("--backbone", backbone, "4-bit checkpoint (compressed-tensors, GPTQ, AWQ, GGUF in Q4_0) whose codes stay as they are");
   }
 }
 
