@@ -35,9 +35,9 @@ def libraries(text: str) -> dict[str, set[str]]:
 
 
 def program(text: str, name: str) -> set[str]:
-    """target_link_libraries(NAME PRIVATE spear_X ...) -> {X, ...} without spear_cli."""
-    found = re.search(rf"target_link_libraries\(\s*{name}\s+PRIVATE([^)]*)\)", text)
-    return (set(re.findall(r"\bspear_(\w+)", found.group(1))) if found else set()) - {"cli"}
+    """Every target_link_libraries(NAME PRIVATE spear_X ...) -> {X, ...} without spear_cli."""
+    found = re.findall(rf"target_link_libraries\(\s*{name}\s+PRIVATE([^)]*)\)", text)
+    return set(re.findall(r"\bspear_(\w+)", " ".join(found))) - {"cli"}
 
 
 def closure(graph: dict[str, set[str]], roots: set[str]) -> set[str]:

@@ -45,6 +45,9 @@ void on_bus_error(int, siginfo_t* info, void*) {
     std::signal(SIGBUS, SIG_DFL);  // the access is repeated and ends the process
     return;
   }
+  // Threads that read the same file fail together: one speaks, the others wait for its _exit.
+  static std::atomic_flag spoken;
+  while (spoken.test_and_set()) pause();
   constexpr char kBefore[] = "error: ", kAfter[] =
                                             ": the file shrank, or its disk failed, while it was being read\n"
                                             "  fix: leave models alone while they are in use; get the file again\n";
