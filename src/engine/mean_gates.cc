@@ -1,8 +1,9 @@
 #include "engine/mean_gates.h"
 
-#include <cmath>
 #include <string_view>
 #include <vector>
+
+#include "ops/cpu/kernels.h"
 
 namespace spear {
 namespace {
@@ -45,13 +46,10 @@ class GateMeter {
   /// RMSNorm of every row under that gain.
   std::vector<float> normalized(std::span<const float> values, NormId id) const {
     const auto gain = weights_.gain(id).to_floats();
-    std::vector<float> out(values.begin(), values.end());
+    std::vector<float> out(values.size());
     for (std::size_t row = 0; row < out.size(); row += gain.size()) {
-      double squares = 0;
-      for (std::size_t i = 0; i < gain.size(); ++i) squares += static_cast<double>(out[row + i]) * out[row + i];
-      const auto factor = static_cast<float>(
-          1 / std::sqrt(squares / static_cast<double>(gain.size()) + weights_.config.rms_norm_eps));
-      for (std::size_t i = 0; i < gain.size(); ++i) out[row + i] *= factor * gain[i];
+      default_kernels().rms_norm(&values[row], gain.data(), static_cast<std::int64_t>(gain.size()),
+                                 static_cast<float>(weights_.config.rms_norm_eps), &out[row]);
     }
     return out;
   }

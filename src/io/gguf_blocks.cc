@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "tensor/dtype.h"
 
@@ -11,6 +12,7 @@ namespace spear {
 namespace {
 
 constexpr std::int64_t kBlock = 32;
+constexpr std::size_t kQ4_0Bytes = 18, kQ5_0Bytes = 22;
 
 /// Low nibbles are weights 0-15 of the block, high nibbles weights 16-31.
 void put_nibbles(std::span<const std::uint8_t, kBlock> codes, std::byte* out) {
@@ -23,7 +25,7 @@ void put_nibbles(std::span<const std::uint8_t, kBlock> codes, std::byte* out) {
 
 void encode_w4_row(const W4Matrix& matrix, std::int64_t row, std::span<std::byte> out) {
   const bool symmetric = matrix.scheme.symmetric;
-  const std::size_t block_bytes = symmetric ? 18 : 22;
+  const std::size_t block_bytes = symmetric ? kQ4_0Bytes : kQ5_0Bytes;
   std::array<std::uint8_t, kBlock> codes;
   for (std::int64_t block = 0; block < matrix.cols / kBlock; ++block) {
     std::byte* to = out.data() + static_cast<std::size_t>(block) * block_bytes;
@@ -39,6 +41,24 @@ void encode_w4_row(const W4Matrix& matrix, std::int64_t row, std::span<std::byte
     if (!symmetric) std::memcpy(to + 2, &fifth_bits, sizeof fifth_bits);
     put_nibbles(codes, to + block_bytes - kBlock / 2);
   }
+}
+
+W4Matrix decode_q4_0(std::span<const std::byte> blocks, const Shape& shape,
+                     const std::function<std::int64_t(std::int64_t)>& target_row) {
+  const std::int64_t rows = shape[0], cols = shape[1], per_row = cols / kBlock;
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * cols));
+  std::vector<std::uint16_t> scales(static_cast<std::size_t>(rows * per_row));
+  for (std::int64_t i = 0; i < rows * per_row; ++i) {
+    const std::byte* block = blocks.data() + static_cast<std::size_t>(i) * kQ4_0Bytes;
+    const std::int64_t at = target_row(i / per_row) * per_row + i % per_row;
+    std::memcpy(&scales[static_cast<std::size_t>(at)], block, sizeof(std::uint16_t));
+    for (std::int64_t j = 0; j < kBlock / 2; ++j) {
+      const auto pair = std::to_integer<std::uint8_t>(block[2 + j]);
+      codes[static_cast<std::size_t>(at * kBlock + j)] = pair & 0xfU;
+      codes[static_cast<std::size_t>(at * kBlock + j + kBlock / 2)] = pair >> 4;
+    }
+  }
+  return pack_w4(rows, cols, {kBlock, true}, codes, scales);
 }
 
 void encode_q8_0(std::span<const float> values, std::span<std::byte> out) {

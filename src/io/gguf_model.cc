@@ -4,11 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <functional>
 #include <set>
 
 #include "base/error.h"
+#include "io/gguf_blocks.h"
 #include "io/gguf_names.h"
 #include "io/untrusted.h"
 
@@ -121,25 +120,6 @@ Tensor unpermute_heads(const Tensor& stored, std::int64_t head_dim) {
     std::copy_n(from.begin() + row * cols, cols, to.begin() + unpermuted_row(row, head_dim) * cols);
   }
   return result;
-}
-
-/// Blocks of Q4_0 as what they are: groups of 32 with an f16 scale, codes less 8.
-W4Matrix w4_of_q4_0(const GgufTensor& tensor, const std::function<std::int64_t(std::int64_t)>& target_row) {
-  constexpr std::int64_t kBlock = 32, kBytes = 18;
-  const std::int64_t rows = tensor.shape[0], cols = tensor.shape[1], blocks = cols / kBlock;
-  std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * cols));
-  std::vector<std::uint16_t> scales(static_cast<std::size_t>(rows * blocks));
-  for (std::int64_t i = 0; i < rows * blocks; ++i) {
-    const std::byte* block = tensor.bytes.data() + i * kBytes;
-    const std::int64_t at = target_row(i / blocks) * blocks + i % blocks;
-    std::memcpy(&scales[static_cast<std::size_t>(at)], block, sizeof(std::uint16_t));
-    for (std::int64_t j = 0; j < kBlock / 2; ++j) {
-      const auto pair = std::to_integer<std::uint8_t>(block[2 + j]);
-      codes[static_cast<std::size_t>(at * kBlock + j)] = pair & 0xfU;
-      codes[static_cast<std::size_t>(at * kBlock + j + kBlock / 2)] = pair >> 4;
-    }
-  }
-  return pack_w4(rows, cols, {kBlock, true}, codes, scales);
 }
 
 /// Dequantizes tensors of a known shape and remembers which were asked for.
@@ -268,8 +248,8 @@ ModelWeights read_gguf_weights(const GgufFile& file, bool keep_q4_0) {
     const std::int64_t rows = out_features(config, id.kind());
     LinearModule& module = weights.linear(id);
     const Shape shape{rows, in_features(config, id.kind())};
-    if (keep_q4_0 && std::string_view(file.tensor(name + ".weight").type->name) == "Q4_0") {
-      module.weight = w4_of_q4_0(reader.find(name + ".weight", shape), [&](std::int64_t row) {
+    if (keep_q4_0 && file.tensor(name + ".weight").type->id == kGgufQ4_0) {
+      module.weight = decode_q4_0(reader.find(name + ".weight", shape).bytes, shape, [&](std::int64_t row) {
         return permuted ? unpermuted_row(row, config.head_dim) : row;
       });
     } else {

@@ -13,7 +13,8 @@ from pathlib import Path
 import jinja2
 import jinja2.ext
 import jinja2.nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+import make_template_golden
 
 OUTPUT = Path(__file__).resolve().parent.parent / "data" / "text" / "family_template_golden.json"
 NOW = 1721952000  # 26 July 2024, UTC
@@ -561,15 +562,9 @@ class Generation(jinja2.ext.Extension):
 
 
 def environment():
-    def raise_exception(message):
-        raise jinja2.exceptions.TemplateError(message)
-
-    def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
-    env.filters["tojson"] = tojson
-    env.globals["raise_exception"] = raise_exception
+    env = make_template_golden.environment()
+    env.add_extension(Generation)
+    env.add_extension(jinja2.ext.loopcontrols)
     env.globals["strftime_now"] = lambda form: datetime.datetime.fromtimestamp(NOW, datetime.timezone.utc).strftime(form)
     return env
 

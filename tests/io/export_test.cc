@@ -3,7 +3,6 @@
 
 #include <cmath>
 
-#include "base/random.h"
 #include "base/temporary_directory.h"
 #include "io/checkpoint.h"
 #include "io/gguf.h"
@@ -23,18 +22,6 @@ Tensor random_tensor(Random& random, Shape shape) {
   Tensor tensor(DType::f16, std::move(shape));
   for (auto& v : tensor.mutable_as<std::uint16_t>()) v = f32_to_f16(static_cast<float>(random.normal()));
   return tensor;
-}
-
-W4Matrix random_w4(Random& random, std::int64_t rows, std::int64_t cols, const W4Scheme& scheme, unsigned least_zero) {
-  W4Matrix shape{rows, cols, scheme, {}, {}, {}};
-  const auto count = static_cast<std::size_t>(rows * shape.groups());
-  std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * cols)), zeros(scheme.symmetric ? 0 : count);
-  std::vector<std::uint16_t> scales(count);
-  for (auto& v : codes) v = static_cast<std::uint8_t>(random.below(16));
-  for (auto& v : zeros) v = static_cast<std::uint8_t>(least_zero + random.below(16 - least_zero));
-  // Negative ones too: a Q4_0 file may bring them.
-  for (auto& v : scales) v = f32_to_f16(static_cast<float>(0.05 * random.normal()));
-  return pack_w4(rows, cols, scheme, codes, scales, zeros);
 }
 
 struct ExportOptions {
@@ -69,7 +56,9 @@ ModelWeights export_model(const ExportOptions& options) {
   for (int index = 0; index < module_count(c); ++index) {
     const ModuleId id{index};
     const std::int64_t rows = out_features(c, id.kind());
-    weights.linear(id).weight = random_w4(random, rows, in_features(c, id.kind()), options.scheme, options.least_zero);
+    // Negative scales too: a Q4_0 file may bring them.
+    weights.linear(id).weight = random_w4(random, rows, in_features(c, id.kind()), options.scheme,
+                                          [&] { return 0.05 * random.normal(); }, options.least_zero);
     if (has_bias(c, id.kind())) weights.linear(id).bias = random_tensor(random, {rows});
   }
   return weights;

@@ -3,8 +3,6 @@
 #include <fstream>
 #include <sstream>
 
-#include "base/random.h"
-
 namespace spear {
 namespace {
 
@@ -14,20 +12,6 @@ Tensor random_tensor(Random& random, Shape shape) {
   for (float& v : tensor.mutable_as<float>())
     v = static_cast<float>(static_cast<int>(random.below(513)) - 256) / 256.0F;
   return tensor;
-}
-
-W4Matrix random_packed(Random& random, std::int64_t rows, std::int64_t cols, const W4Scheme& scheme) {
-  W4Matrix shape;
-  shape.rows = rows;
-  shape.cols = cols;
-  shape.scheme = scheme;
-  const auto count = static_cast<std::size_t>(rows * shape.groups());
-  std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * cols)), zeros(scheme.symmetric ? 0 : count);
-  std::vector<std::uint16_t> scales(count);
-  for (auto& v : codes) v = static_cast<std::uint8_t>(random.below(16));
-  for (auto& v : zeros) v = static_cast<std::uint8_t>(random.below(16));
-  for (auto& v : scales) v = f32_to_f16(static_cast<float>(0.01 + 0.1 * random.uniform()));
-  return pack_w4(rows, cols, scheme, codes, scales, zeros);
 }
 
 std::shared_ptr<const CompensatorInput> random_input(Random& random, std::int64_t rows, std::int64_t cols) {
@@ -141,6 +125,18 @@ void expect_hardened(const std::filesystem::path& path, const std::string& bytes
   write_raw(path, bytes);
 }
 
+W4Matrix random_w4(Random& random, std::int64_t rows, std::int64_t cols, const W4Scheme& scheme,
+                   const std::function<double()>& scale, unsigned least_zero) {
+  const W4Matrix shape{rows, cols, scheme, {}, {}, {}};
+  const auto count = static_cast<std::size_t>(rows * shape.groups());
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(rows * cols)), zeros(scheme.symmetric ? 0 : count);
+  std::vector<std::uint16_t> scales(count);
+  for (auto& v : codes) v = static_cast<std::uint8_t>(random.below(16));
+  for (auto& v : zeros) v = static_cast<std::uint8_t>(least_zero + random.below(16 - least_zero));
+  for (auto& v : scales) v = f32_to_f16(static_cast<float>(scale()));
+  return pack_w4(rows, cols, scheme, codes, scales, zeros);
+}
+
 ModelWeights tiny_model(const TinyOptions& options) {
   Random random(17);
   ModelWeights weights;
@@ -171,7 +167,7 @@ ModelWeights tiny_model(const TinyOptions& options) {
     const std::int64_t rows = out_features(config, kind), cols = in_features(config, kind);
     auto& weight = weights.linear({index}).weight;
     if (options.scheme) {
-      weight = random_packed(random, rows, cols, *options.scheme);
+      weight = random_w4(random, rows, cols, *options.scheme, [&] { return 0.01 + 0.1 * random.uniform(); });
     } else {
       weight = random_tensor(random, {rows, cols});
     }

@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/random.h"
 #include "base/temporary_directory.h"
 #include "model/weights.h"
 
@@ -33,6 +34,10 @@ bool survives(const std::function<void()>& body);
 /// `read(path)` must refuse every proper prefix of `bytes` and survive every byte set to 0, 0xff, inverted and +1.
 void expect_hardened(const std::filesystem::path& path, const std::string& bytes, std::size_t stride,
                      const std::function<void()>& read);
+
+/// Codes and zero points (these at least `least_zero`) drawn from `random`; scales from `scale`, rounded to F16.
+W4Matrix random_w4(Random& random, std::int64_t rows, std::int64_t cols, const W4Scheme& scheme,
+                   const std::function<double()>& scale, unsigned least_zero = 0);
 
 struct TinyOptions {
   bool tied = true;
