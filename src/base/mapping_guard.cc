@@ -5,7 +5,6 @@
 #include <atomic>
 #include <csignal>
 #include <cstdint>
-#include <cstring>
 #include <mutex>
 
 #include "base/error.h"

@@ -17,10 +17,6 @@ namespace {
 constexpr std::uint64_t kLongestString = 16'384;  // counted strings; longer ones are never written
 constexpr std::size_t kInlineLiterals = 16;
 
-std::uint64_t characters(const std::string& text) {
-  return static_cast<std::uint64_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
-}
-
 struct Limits {
   std::uint64_t least = 0;
   std::optional<std::uint64_t> most;
@@ -171,7 +167,7 @@ bool SchemaCompiler::fits(const Json& value, const Part& part, const Json* from)
   };
   if (type == kString) {
     refuse_beside({"pattern", "format"});
-    const std::uint64_t length = characters(value.get_ref<const std::string&>());
+    const std::uint64_t length = count_characters(value.get_ref<const std::string&>());
     return length >= count_keyword(part, "minLength").value_or(0) &&
            length <= count_keyword(part, "maxLength").value_or(length);
   }

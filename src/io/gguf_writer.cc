@@ -5,13 +5,13 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "io/gguf_blocks.h"
 #include "io/gguf_parser.h"
 
 namespace spear {
 namespace {
 
 constexpr std::uint64_t kAlignment = 32;
-constexpr std::uint32_t kF32Tensor = 0;
 
 template <class T>
 void append(std::string& out, T value) {
@@ -95,7 +95,7 @@ void GgufWriter::tensor(std::string name, Shape shape, std::uint32_t type,
 }
 
 void GgufWriter::f32_tensor(std::string name, Shape shape, std::vector<float> values) {
-  tensor(std::move(name), std::move(shape), kF32Tensor, [values = std::move(values)](std::span<std::byte> out) {
+  tensor(std::move(name), std::move(shape), kGgufF32, [values = std::move(values)](std::span<std::byte> out) {
     std::memcpy(out.data(), values.data(), out.size());
   });
 }

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "engine/grammar_constraint.h"
 #include "server/api_error.h"
+#include "text/utf8.h"
 
 namespace spear {
 namespace {
@@ -27,10 +28,6 @@ const char* openai_name(FinishReason reason) {
 }
 
 std::string dumped(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
-
-std::int64_t characters_in(std::string_view text) {
-  return std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
-}
 
 }  // namespace
 
@@ -176,7 +173,7 @@ std::string CompletionJob::token_text(std::int32_t token) const {
 void CompletionJob::add_first_logprob(Choice& choice) {
   const std::string text = token_text(params_.prompts[choice.prompt].front());
   choice.logprobs.push_back({{"token", text}, {"logprob", nullptr}, {"top", nullptr}, {"offset", 0}});
-  choice.text_offset = characters_in(text);
+  choice.text_offset = count_characters(text);
 }
 
 void CompletionJob::add_logprobs(Choice& choice, std::span<const TokenLogprob> logprobs) {
@@ -194,7 +191,7 @@ void CompletionJob::add_logprobs(Choice& choice, std::span<const TokenLogprob> l
   };
   Json json = entry(logprobs.front());
   json["offset"] = choice.text_offset;
-  choice.text_offset += characters_in(json["token"].get_ref<const std::string&>());
+  choice.text_offset += count_characters(json["token"].get_ref<const std::string&>());
   json["top"] = Json::array();
   for (const TokenLogprob& one : logprobs.subspan(1)) json["top"].push_back(entry(one));
   choice.logprobs.push_back(std::move(json));

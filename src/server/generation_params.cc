@@ -6,6 +6,7 @@
 #include <random>
 
 #include "server/api_error.h"
+#include "server/json_schema.h"
 
 namespace spear {
 namespace {
@@ -171,8 +172,7 @@ void parse_arguments(Json& message, std::size_t index) {
   if (calls == message.end() || calls->is_null()) return;
   for (std::size_t i = 0; i < calls->size(); ++i) {
     Json& arguments = (*calls)[i].at("function").at("arguments");
-    // Nested at most as deeply as a body may be.
-    const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth <= 64; };
+    const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth <= kMaxBodyDepth; };
     Json object = Json::parse(arguments.get_ref<const std::string&>(), shallow, false);
     if (!object.is_object()) {
       throw bad_request("must be a JSON object, as text",

@@ -23,11 +23,6 @@ bool is_type(const Value& value, const std::string& type) {
   return type == "null" && value.is_null();
 }
 
-std::size_t characters_in(const std::string& text) {
-  return static_cast<std::size_t>(
-      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
-}
-
 std::string shown(const std::string& path) { return path.empty() ? "the body" : "'" + path + "'"; }
 
 [[noreturn]] void refuse(const std::string& path, const std::string& message) {
@@ -47,7 +42,7 @@ class Validator {
     if (schema.contains("type")) type(value, schema.at("type"), path);
     if (schema.contains("enum")) one_of(value, schema.at("enum"), path);
     if (value.is_number()) number(value, schema, path);
-    if (value.is_string()) length(characters_in(value.get_ref<const std::string&>()), schema, "Length", "characters", path);
+    if (value.is_string()) length(count_characters(value.get_ref<const std::string&>()), schema, "Length", "characters", path);
     if (value.is_array()) array(value, schema, path);
     if (value.is_object()) object(value, schema, path);
   }
@@ -145,13 +140,13 @@ class Validator {
 
 }  // namespace
 
-Value parse_body(std::string_view body, int max_depth) {
+Value parse_body(std::string_view body) {
   if (body.empty()) throw bad_request("the body is empty; send a JSON object");
   if (const auto bad = find_invalid_utf8(body); bad != std::string_view::npos) {
     throw bad_request(fmt::format("the body is not UTF-8 (byte {})", bad));
   }
-  const auto within = [max_depth](int depth, Value::parse_event_t, Value&) {
-    if (depth > max_depth) throw bad_request(fmt::format("the body is nested more than {} levels deep", max_depth));
+  const auto within = [](int depth, Value::parse_event_t, Value&) {
+    if (depth > kMaxBodyDepth) throw bad_request(fmt::format("the body is nested more than {} levels deep", kMaxBodyDepth));
     return true;
   };
   try {

@@ -7,9 +7,12 @@
 
 namespace spear {
 
-/// Parses a request body. Throws ApiError(400) for anything but one JSON value of at most `max_depth` levels whose
+/// Levels of a request body, and of JSON that is text within it.
+inline constexpr int kMaxBodyDepth = 64;
+
+/// Parses a request body. Throws ApiError(400) for anything but one JSON value of at most kMaxBodyDepth levels whose
 /// strings are UTF-8.
-nlohmann::ordered_json parse_body(std::string_view body, int max_depth = 64);
+nlohmann::ordered_json parse_body(std::string_view body);
 
 /// Throws ApiError(400) naming the first value that does not fit. Known words: type (one or several), enum, minimum,
 /// maximum, exclusiveMinimum, minLength, maxLength, minItems, maxItems, maxProperties, items, properties, required,

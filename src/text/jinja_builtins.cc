@@ -7,6 +7,7 @@
 #include <map>
 
 #include "text/jinja_text.h"
+#include "text/utf8.h"
 
 namespace spear::jinja {
 namespace {
@@ -63,8 +64,7 @@ Value map_attribute(const Value& input, const Arguments& arguments, Budget& budg
 Value length(const Value& input, Budget& budget) {
   if (const std::string* text = input.text()) {
     budget.step(input.weight);
-    return {static_cast<std::int64_t>(
-        std::count_if(text->begin(), text->end(), [](char c) { return (c & 0xC0) != 0x80; }))};
+    return {static_cast<std::int64_t>(count_characters(*text))};
   }
   return {static_cast<std::int64_t>(input.list() != nullptr ? input.list()->size() : elements(input, budget).size())};
 }

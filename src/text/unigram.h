@@ -1,6 +1,7 @@
 // SentencePiece's unigram model: of all divisions of a word into pieces, the one with the greatest sum of scores.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -26,8 +27,6 @@ class UnigramModel {
 
   const std::unordered_map<std::string, std::int32_t>& ids() const { return ids_; }
   double log_probability(std::int32_t id) const { return scores_[static_cast<std::size_t>(id)]; }
-  std::int32_t unk() const { return unk_; }
-  bool byte_fallback() const { return byte_fallback_; }
   /// Bytes without a token of their own; all of them without byte fallback.
   std::vector<std::uint8_t> missing_bytes() const;
 

@@ -22,6 +22,9 @@ Utf8Char read_utf8(std::string_view bytes);
 /// Position of the first byte that isn't part of valid UTF-8; npos if there is none.
 std::size_t find_invalid_utf8(std::string_view text);
 
+/// Characters of valid UTF-8.
+std::size_t count_characters(std::string_view text);
+
 /// Unicode's White_Space property.
 bool is_white_space(char32_t code);
 
