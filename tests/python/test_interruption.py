@@ -91,7 +91,8 @@ class InterruptionTest(unittest.TestCase):
                 self.assertLess(attempt, 2, f"{kind.name} after {stops} s: {stderr}")
                 # 130 is Spear's word for it; before its handler is in place the signal itself ends the process.
                 self.assertIn(process.returncode, (130, -kind) if kind == signal.SIGINT else (-kind,), stderr)
-                self.assertFalse(out.exists(), stderr)
+                if out.exists():  # stopped between the result's last rename and the end of the process: it must be whole
+                    break
             self.assertEqual(artifact(out), self.expected, f"{kind.name} after {stops} s")
 
     def test_interrupted_anywhere(self):
