@@ -22,7 +22,7 @@ void add_scheduling_options(CLI::App& command, SchedulingOptions& options) {
       ->type_name("mixed|exclusive")
       ->capture_default_str()
       ->group("Scheduler");
-  command.add_option("--slo-margin", scheduler.margin, "Predicted times are multiplied by it")
+  command.add_option("--slo-margin", options.margin, "Predicted times are multiplied by it at first; later by what keeps 99 % of the steps in time")
       ->check(CLI::Range(1.0, 10.0).description(""))
       ->capture_default_str()
       ->group("Scheduler");
@@ -58,7 +58,7 @@ std::optional<LatencyModel> prepare_scheduler(SchedulingOptions& options, CpuMod
   if (table) {
     log::info("scheduler: objectives are kept by a latency table of {}, {:.0f} % off at p90", table->created,
               100 * table->error_quantile(0.9));
-    return LatencyModel(std::move(*table));
+    return LatencyModel(std::move(*table), true, options.margin);
   }
   if (options.scheduler.shed_compensators || options.scheduler.refuse_unattainable) {
     throw usage_error("there is no latency table for this model on this machine",

@@ -14,6 +14,7 @@ namespace spear::cli {
 struct SchedulingOptions {
   std::string latency_table = "auto";  ///< a file; auto: what lies with the model; none
   std::string batching = "mixed";
+  double margin = kFirstMargin;
   SchedulerOptions scheduler;
 };
 

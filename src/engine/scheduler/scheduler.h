@@ -63,7 +63,6 @@ struct SchedulerOptions {
   std::int64_t max_batched_tokens = 512;  ///< of a step, with a latency model
   bool exclusive = false;                 ///< steps hold decodes or prompts, never both
   bool refuse_unattainable = false;       ///< a request whose first token cannot come in time: refused, or it waits
-  double margin = 1.15;        ///< predicted times are multiplied by it before they are held against an objective
   double decode_share = 0.85;  ///< no more requests are admitted than decode in this part of the strictest itl
   double itl_floor = 0;        ///< seconds; stricter objectives of requests are raised to it
   double aging = 15;           ///< seconds of waiting that count as one priority
@@ -128,6 +127,7 @@ class Scheduler {
   Scheduler(const SchedulerOptions& options, KvSpace& kv, const ChunkPolicy* policy, LatencyModel* model);
   DensityClass& class_of(const ScheduledRequest& request);
   double time(const StepShape& shape) const { return model_ != nullptr ? model_->seconds(shape) : 0.0; }
+  double time_at_most(const StepShape& shape) const { return model_ != nullptr ? model_->seconds_at_most(shape) : 0.0; }
   double density_of(const DensityClass& group) const;
 
   void rank(double now);

@@ -33,9 +33,9 @@ void Scheduler::choose_density(const DensityClass& group, double now) {
     if (tokens > 0) {
       // The chunk that fits, by halving: near enough to judge the rate by.
       step.prefill = std::min(tokens, options_.max_batched_tokens);
-      while (step.prefill > 1 && time(step) * options_.margin > slack_) step.prefill /= 2;
+      while (step.prefill > 1 && time_at_most(step) > slack_) step.prefill /= 2;
     }
-    const double seconds = time(step) * options_.margin;
+    const double seconds = time_at_most(step);
     if (seconds > slack_) return false;
     if (tokens == 0) return true;
     const double rate = static_cast<double>(step.prefill) / seconds;
@@ -71,15 +71,15 @@ std::int64_t Scheduler::fit(const ScheduledRequest& request, const DensityClass&
     step.prefill_context = (shape_.prefill_context * static_cast<double>(shape_.prefill) +
                             static_cast<double>(request.computed * tokens)) /
                            static_cast<double>(step.prefill);
-    double seconds = time(step);
+    double seconds = time_at_most(step);
     if (behind_.decodes > 0) {
       // The prompt may be read to its end by then.
       StepShape next = behind_;
       ++next.decodes;
       next.decode_context += request.length;
-      seconds += time(next);
+      seconds += time_at_most(next);
     }
-    return seconds * options_.margin <= slack_;
+    return seconds <= slack_;
   };
   if (slack_ == kNever || fits(most)) return most;
   std::int64_t low = 0, high = most;
@@ -159,8 +159,8 @@ bool Scheduler::keeps_objectives(const ScheduledRequest& request) const {
   const double density = options_.shed_compensators && request.density_class == kAnyDensity
                              ? std::min(shape_.density, options_.shed_floor)
                              : shape_.density;
-  const double decode = time({class_size_ + 1, class_context_ + request.length, 0, 0, density});
-  return (decode + others_time_) * options_.margin <= strictest * options_.decode_share;
+  const double decode = time_at_most({class_size_ + 1, class_context_ + request.length, 0, 0, density});
+  return decode + others_time_ <= strictest * options_.decode_share;
 }
 
 /// A slot and free blocks for all its tokens, beside what admitted requests still need. A higher priority takes them
