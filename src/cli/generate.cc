@@ -4,12 +4,14 @@
 
 #include <charconv>
 #include <cstdio>
+#include <future>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
 #include "cli/commands.h"
 #include "cli/model_options.h"
+#include "io/model_reader.h"
 #include "text/chat_template.h"
 
 namespace spear::cli {
@@ -86,9 +88,11 @@ int run(const CommonOptions& common, const ModelOptions& model_options, Options 
   apply(common);
   for (const auto& text : options.logit_bias) options.generate.sampling.logit_bias.push_back(parse_bias(text));
   options.generate.sampling.validate();
+  auto weights = std::async(std::launch::async, [&] { return read_model(model_options.model); });
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
   const auto prompt = prompt_tokens(tokenizer, options);
-  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common, model_options);
+  CpuModel model =
+      make_model(weights.get(), model_options.model, wants_compensators(model_options), common, model_options);
   for (const std::int32_t id : tokenizer.named().end) options.generate.eos_token_ids.push_back(id);
 
   const auto print = [](std::string_view text) {

@@ -22,7 +22,9 @@ void add_scheduling_options(CLI::App& command, SchedulingOptions& options) {
       ->type_name("mixed|exclusive")
       ->capture_default_str()
       ->group("Scheduler");
-  command.add_option("--slo-margin", options.margin, "Predicted times are multiplied by it at first; later by what keeps 99 % of the steps in time")
+  command
+      .add_option("--slo-margin", options.margin,
+                  "Predicted times are multiplied by it at first; later by what keeps 99 % of the steps in time")
       ->check(CLI::Range(1.0, 10.0).description(""))
       ->capture_default_str()
       ->group("Scheduler");

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <future>
 #include <random>
 #include <thread>
 
@@ -16,6 +17,7 @@
 #include "cli/serve_options.h"
 #include "engine/engine.h"
 #include "engine/model_summary.h"
+#include "io/model_reader.h"
 #include "server/server.h"
 
 namespace spear::cli {
@@ -69,7 +71,9 @@ ServedModel served_model(const ModelOptions& model_options, const ServeOptions& 
   while (path.size() > 1 && path.back() == '/') path.pop_back();
   served.name = options.served_name.empty() ? std::filesystem::path(path).filename().string() : options.served_name;
   served.tokenizer = &tokenizer;
-  const std::string source = options.chat_template.empty() ? tokenizer.chat_template() : read_text_file(options.chat_template, std::size_t{1} << 20);
+  const std::string source = options.chat_template.empty()
+                                 ? tokenizer.chat_template()
+                                 : read_text_file(options.chat_template, std::size_t{1} << 20);
   if (!source.empty()) served.chat_template.emplace(source);
   served.tool_format = options.tool_format == "auto" ? detect_tool_format(source) : tool_format(options.tool_format);
   const ModelConfig& config = model.config();
@@ -154,8 +158,7 @@ void leave_within(double seconds) {
   }).detach();
 }
 
-int run(const CLI::App& command, const CommonOptions& common, const ModelOptions& model_options,
-        ServeOptions options) {
+int run(const CLI::App& command, const CommonOptions& common, const ModelOptions& model_options, ServeOptions options) {
   apply(common);
   if (options.log_format == "json") log::use_json();
   log_config(command);
@@ -164,8 +167,10 @@ int run(const CLI::App& command, const CommonOptions& common, const ModelOptions
     const auto more = read_keys(options.key_file);
     options.server.api_keys.insert(options.server.api_keys.end(), more.begin(), more.end());
   }
+  auto weights = std::async(std::launch::async, [&] { return read_model(model_options.model); });
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
-  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common, model_options);
+  CpuModel model =
+      make_model(weights.get(), model_options.model, wants_compensators(model_options), common, model_options);
   const ServedModel served = served_model(model_options, options, model, tokenizer);
   const TokenBudgetPolicy policy(options.max_batched_tokens);
   std::optional<LatencyModel> latency = prepare_scheduler(options.scheduling, model, model_options);
@@ -212,11 +217,11 @@ void add_serve(CommandLine& line) {
   auto model = std::make_shared<ModelOptions>();
   auto options = std::make_shared<ServeOptions>();
   auto self = std::make_shared<const CLI::App*>();
-  CLI::App& command =
-      line.add("serve", "Serve a model to OpenAI clients; options also from --config FILE ([serve] in TOML) or SPEAR_...",
-               {"spear serve --model recovered --port 8080",
-                "spear serve --model recovered --host 0.0.0.0 --api-key-file keys --max-model-len 4096"},
-               [=] { return run(**self, *common, *model, *options); });
+  CLI::App& command = line.add(
+      "serve", "Serve a model to OpenAI clients; options also from --config FILE ([serve] in TOML) or SPEAR_...",
+      {"spear serve --model recovered --port 8080",
+       "spear serve --model recovered --host 0.0.0.0 --api-key-file keys --max-model-len 4096"},
+      [=] { return run(**self, *common, *model, *options); });
   *self = &command;
   add_model_options(command, model);
   add_kv_cache_option(command, &model->kv_cache_type);

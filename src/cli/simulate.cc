@@ -152,7 +152,9 @@ void add_simulate(CommandLine& line) {
       ->type_name("mixed|exclusive")
       ->capture_default_str()
       ->group("Scheduler");
-  command.add_option("--margin", options->simulation.margin, "Predicted times are multiplied by it (with --learn: at first)")
+  command
+      .add_option("--margin", options->simulation.margin,
+                  "Predicted times are multiplied by it (with --learn: at first)")
       ->capture_default_str()
       ->group("Scheduler");
   command.add_flag("--refuse", scheduler.refuse_unattainable, "Refuse requests whose first token cannot come in time")

@@ -19,7 +19,7 @@ struct SimulationOptions {
   std::int64_t num_blocks = 1024, block_size = 32;
   double noise = 0;  ///< a step takes its predicted time times exp(noise x normal)
   std::uint64_t seed = 1;
-  bool learn = false;  ///< whether the scheduler's latency model follows the noise
+  bool learn = false;            ///< whether the scheduler's latency model follows the noise
   double margin = kFirstMargin;  ///< of the scheduler's predictions; with `learn`, what it starts with
 };
 

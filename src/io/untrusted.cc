@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
-#include <set>
+#include <unordered_set>
 #include <vector>
 
 #include "base/error.h"
@@ -46,7 +46,7 @@ std::int64_t checked_element_count(const Shape& shape, const std::string& where)
 nlohmann::json parse_json(std::string_view text, const std::string& where, bool unique_keys) {
   using nlohmann::json;
   check_nesting(text, where);
-  std::vector<std::set<std::string>> keys;  // of the objects around the value that is being read
+  std::vector<std::unordered_set<std::string>> keys;  // of the objects around the value that is being read
   const json::parser_callback_t refuse_twins = [&](int, json::parse_event_t event, json& value) {
     if (event == json::parse_event_t::object_start) keys.emplace_back();
     if (event == json::parse_event_t::object_end) keys.pop_back();

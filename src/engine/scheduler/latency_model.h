@@ -11,12 +11,13 @@ namespace spear {
 inline constexpr double kFirstMargin = 1.15;
 
 /// Predicts a step's seconds: the table's value times a factor that follows what steps really took, one for each
-/// regime (decodes alone, prompts alone, both; by powers of two of their rows). A second factor, the margin, one for each
-/// of these three kinds, is moved until one step in a hundred takes longer than prediction times margin. Allocates nothing.
+/// regime (decodes alone, prompts alone, both; by powers of two of their rows). A second factor, the margin, one for
+/// each of these three kinds, is moved until one step in a hundred takes longer than prediction times margin. Allocates
+/// nothing.
 class LatencyModel {
  public:
-  /// `learn` false: the table and `margin` alone, as in tests and simulations. margin: what it starts with, 1 to 100, or
-  /// Error(usage) is thrown.
+  /// `learn` false: the table and `margin` alone, as in tests and simulations. margin: what it starts with, 1 to 100,
+  /// or Error(usage) is thrown.
   explicit LatencyModel(LatencyTable table, bool learn = true, double margin = kFirstMargin);
 
   /// What a step takes on average.

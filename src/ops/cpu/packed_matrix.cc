@@ -23,19 +23,21 @@ std::uint32_t spread_nibbles(std::uint32_t x) {
   return (x | x << 4) & 0x0f0f0f0fU;
 }
 
+SPEAR_VECTOR_CLONES void widen_bf16(const std::uint16_t* in, std::int64_t count, float* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = std::bit_cast<float>(static_cast<std::uint32_t>(in[i]) << 16);
+}
+
 void read_floats(const Tensor& tensor, std::int64_t row, float* out) {
   const std::int64_t cols = tensor.dim(1);
-  const auto element = static_cast<std::int64_t>(element_bytes(tensor.dtype()));
-  const std::byte* source = tensor.bytes().data() + row * cols * element;
   if (tensor.dtype() == DType::f32) {
-    std::memcpy(out, source, static_cast<std::size_t>(cols) * sizeof(float));
+    const auto values =
+        tensor.as<float>().subspan(static_cast<std::size_t>(row * cols), static_cast<std::size_t>(cols));
+    std::copy(values.begin(), values.end(), out);
     return;
   }
-  for (std::int64_t col = 0; col < cols; ++col) {
-    std::uint16_t bits;
-    std::memcpy(&bits, source + 2 * col, sizeof bits);
-    out[col] = tensor.dtype() == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
-  }
+  const std::uint16_t* const bits = tensor.as<std::uint16_t>().data() + row * cols;
+  if (tensor.dtype() == DType::bf16) return widen_bf16(bits, cols, out);
+  std::transform(bits, bits + cols, out, f16_to_f32);
 }
 
 /// codes = zero + round(v / scale), at most `top` from zero, with scale = f16(max|v| / top); returns the scale's bits.
@@ -190,12 +192,10 @@ PackedMatrix PackedMatrix::round_to(PackedKind kind, const Tensor& tensor, const
       std::uint8_t codes[kRoundedGroup];
       out.group_scales_[out.scale_index(row, group)] = round_group(v, top, zero, codes);
       for (std::int64_t i = 0; i < kRoundedGroup; i += columns_per_step(kind)) {
-        std::uint8_t step[4];
-        for (std::int64_t j = 0; j < 4; ++j) {
-          step[j] =
-              static_cast<std::uint8_t>(kind == PackedKind::w8 ? codes[i + j] : codes[i + j] | codes[i + j + 4] << 4);
-        }
-        std::memcpy(lane + (group * kRoundedGroup + i) / columns_per_step(kind) * out.lane_stride(), step, sizeof step);
+        std::uint8_t* const step = codes + i;
+        for (std::int64_t j = 0; kind == PackedKind::w4 && j < 4; ++j)
+          step[j] = static_cast<std::uint8_t>(step[j] | step[j + 4] << 4);
+        std::memcpy(lane + (group * kRoundedGroup + i) / columns_per_step(kind) * out.lane_stride(), step, 4);
       }
     }
   });
