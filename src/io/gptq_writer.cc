@@ -42,10 +42,11 @@ Survey survey(const ModelWeights& weights) {
 
 GptqExport write_gptq_model(const std::filesystem::path& directory, const ModelWeights& weights) {
   const auto [scheme, zero_points_of_0] = survey(weights);
+  const int zero_offset = zero_points_of_0 ? 0 : 1;
   const GptqExport result{zero_points_of_0 ? "gptq_v2" : "gptq"};
-  const TensorMap tensors = stored_tensors(
-      weights, true, [&](TensorMap& map, const std::string& module, const W4Matrix& matrix) {
-        put_gptq_linear(map, module, matrix, zero_points_of_0 ? 0 : 1);
+  const TensorMap tensors =
+      stored_tensors(weights, true, [&](TensorMap& map, const std::string& module, const W4Matrix& matrix) {
+        put_gptq_linear(map, module, matrix, zero_offset);
       });
   json quantization = {{"bits", 4},
                        {"group_size", scheme.group_size == 0 ? -1 : scheme.group_size},

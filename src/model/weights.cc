@@ -2,21 +2,45 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "base/error.h"
+#include "tensor/vector_math.h"
 
 namespace spear {
 namespace {
 
-/// Index of the first element whose exponent bits are all ones (NaN or infinity), -1 if there is none.
+/// Whether any element's exponent bits are all ones (NaN or infinity).
+template <class Bits>
+inline __attribute__((always_inline)) bool any_exponent(const std::byte* bytes, std::size_t count, Bits exponent) {
+  Bits bad = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, bytes + i * sizeof bits, sizeof bits);
+    bad = static_cast<Bits>(bad | ((bits & exponent) == exponent ? 1 : 0));
+  }
+  return bad != 0;
+}
+
+SPEAR_VECTOR_CLONES bool any_non_finite(const std::byte* bytes, std::size_t count, std::uint16_t exponent) {
+  return any_exponent(bytes, count, exponent);
+}
+
+SPEAR_VECTOR_CLONES bool any_non_finite(const std::byte* bytes, std::size_t count, std::uint32_t exponent) {
+  return any_exponent(bytes, count, exponent);
+}
+
+/// Index of the first such element, -1 if there is none.
 template <class Bits>
 std::int64_t first_non_finite(std::span<const std::byte> bytes, Bits exponent) {
-  for (std::size_t i = 0; i < bytes.size() / sizeof(Bits); ++i) {
-    Bits bits;
-    std::memcpy(&bits, bytes.data() + i * sizeof bits, sizeof bits);
-    if ((bits & exponent) == exponent) return static_cast<std::int64_t>(i);
+  constexpr std::size_t kBlock = 1024;
+  const std::size_t count = bytes.size() / sizeof(Bits);
+  for (std::size_t first = 0; first < count; first += kBlock) {
+    if (!any_non_finite(bytes.data() + first * sizeof(Bits), std::min(kBlock, count - first), exponent)) continue;
+    while (!any_non_finite(bytes.data() + first * sizeof(Bits), 1, exponent)) ++first;
+    return static_cast<std::int64_t>(first);
   }
   return -1;
 }
@@ -24,10 +48,14 @@ std::int64_t first_non_finite(std::span<const std::byte> bytes, Bits exponent) {
 /// Looks at the bits: a copy as floats would double the memory that loading takes.
 std::int64_t first_non_finite(const Tensor& tensor) {
   switch (tensor.dtype()) {
-    case DType::f32: return first_non_finite<std::uint32_t>(tensor.bytes(), 0x7f800000U);
-    case DType::f16: return first_non_finite<std::uint16_t>(tensor.bytes(), 0x7c00U);
-    case DType::bf16: return first_non_finite<std::uint16_t>(tensor.bytes(), 0x7f80U);
-    default: throw bad_input(fmt::format("expected F32, F16 or BF16, found {}", name(tensor.dtype())));
+    case DType::f32:
+      return first_non_finite<std::uint32_t>(tensor.bytes(), 0x7f800000U);
+    case DType::f16:
+      return first_non_finite<std::uint16_t>(tensor.bytes(), 0x7c00U);
+    case DType::bf16:
+      return first_non_finite<std::uint16_t>(tensor.bytes(), 0x7f80U);
+    default:
+      throw bad_input(fmt::format("expected F32, F16 or BF16, found {}", name(tensor.dtype())));
   }
 }
 
@@ -57,12 +85,18 @@ const Tensor& ModelWeights::gain(NormId id) const {
   if (id == NormId::final(config)) return norm;
   const LayerWeights& layer = layers.at(static_cast<std::size_t>(id.layer()));
   switch (id.kind()) {
-    case NormKind::input: return layer.input_layernorm;
-    case NormKind::post_attention: return layer.post_attention_layernorm;
-    case NormKind::attention_output: return layer.attention_output;
-    case NormKind::mlp_output: return layer.mlp_output;
-    case NormKind::q: return layer.q_norm;
-    case NormKind::k: return layer.k_norm;
+    case NormKind::input:
+      return layer.input_layernorm;
+    case NormKind::post_attention:
+      return layer.post_attention_layernorm;
+    case NormKind::attention_output:
+      return layer.attention_output;
+    case NormKind::mlp_output:
+      return layer.mlp_output;
+    case NormKind::q:
+      return layer.q_norm;
+    case NormKind::k:
+      return layer.k_norm;
   }
   throw failed("a norm of no kind");
 }
@@ -104,7 +138,9 @@ void ModelWeights::validate(const std::string& where) const {
   }
 }
 
-std::int64_t int8_matrix_bytes(std::int64_t rows, std::int64_t cols) { return rows * cols + rows * ((cols + 31) / 32) * 2; }
+std::int64_t int8_matrix_bytes(std::int64_t rows, std::int64_t cols) {
+  return rows * cols + rows * ((cols + 31) / 32) * 2;
+}
 
 std::int64_t budget_base_bytes(const ModelWeights& weights, const W4Scheme& scheme) {
   std::int64_t bytes = weights.embedding_budget_bytes;

@@ -8,7 +8,8 @@
 /// Compiles a function for AVX-512, AVX2 and the baseline; the loader picks by CPU.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
     !defined(__SANITIZE_THREAD__)
-#define SPEAR_VECTOR_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), optimize("O3")))
+#define SPEAR_VECTOR_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), optimize("O3")))
 #else
 #define SPEAR_VECTOR_CLONES
 #endif
@@ -31,6 +32,15 @@ inline __attribute__((always_inline)) float vector_exp(float x) {
   p = p * r * r + r + 1.0F;
   const auto exponent = (std::bit_cast<std::int32_t>(shifted) - std::bit_cast<std::int32_t>(kRound)) << 23;
   return std::bit_cast<float>(std::bit_cast<std::int32_t>(p) + exponent);
+}
+
+/// f16_to_f32 (tensor/dtype.h) without branches: the exponent is moved by a product, which denormals need too.
+inline __attribute__((always_inline)) float vector_f16_to_f32(std::uint16_t h) {
+  const std::uint32_t magnitude = static_cast<std::uint32_t>(h & 0x7fffU) << 13;
+  const auto scaled = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112F);
+  const std::uint32_t special =
+      (0U - static_cast<std::uint32_t>(magnitude >= 0x0f800000U)) & 0x7f800000U;  // infinity, NaN
+  return std::bit_cast<float>(scaled | special | static_cast<std::uint32_t>(h & 0x8000U) << 16);
 }
 
 }  // namespace spear

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "tensor/vector_math.h"
+
 namespace spear {
 namespace {
 
@@ -83,6 +85,14 @@ TEST_P(SixteenBit, Extremes) {
 
 INSTANTIATE_TEST_SUITE_P(Formats, SixteenBit, testing::Values(kHalf, kBrain),
                          [](const auto& info) { return info.param.exponent_bits == 5 ? "f16" : "bf16"; });
+
+TEST(Dtype, HalvesWithoutBranchesAreTheSameHalves) {
+  for (std::uint32_t h = 0; h < 65536; ++h) {
+    const auto bits = static_cast<std::uint16_t>(h);
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(vector_f16_to_f32(bits)), std::bit_cast<std::uint32_t>(f16_to_f32(bits)))
+        << h;
+  }
+}
 
 }  // namespace
 }  // namespace spear

@@ -16,15 +16,20 @@ namespace {
 constexpr std::int64_t kRoundedGroup = 32;
 constexpr std::int64_t kFewRows = 12;  // above, a panel's padding costs less than sums along columns
 
-/// Four nibbles of the low 16 bits, one to a byte.
-std::uint32_t spread_nibbles(std::uint32_t x) {
-  x &= 0xffffU;
-  x = (x | x << 8) & 0x00ff00ffU;
-  return (x | x << 4) & 0x0f0f0f0fU;
+/// Nibbles 0 4 1 5 2 6 3 7 of a word: a perfect shuffle, by two exchanges of the middle quarters.
+std::uint32_t shuffle_nibbles(std::uint32_t x) {
+  std::uint32_t swapped = (x ^ x >> 8) & 0x0000ff00U;
+  x ^= swapped ^ swapped << 8;
+  swapped = (x ^ x >> 4) & 0x00f000f0U;
+  return x ^ swapped ^ swapped << 4;
 }
 
 SPEAR_VECTOR_CLONES void widen_bf16(const std::uint16_t* in, std::int64_t count, float* out) {
   for (std::int64_t i = 0; i < count; ++i) out[i] = std::bit_cast<float>(static_cast<std::uint32_t>(in[i]) << 16);
+}
+
+SPEAR_VECTOR_CLONES void widen_f16(const std::uint16_t* in, std::int64_t count, float* out) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = vector_f16_to_f32(in[i]);
 }
 
 void read_floats(const Tensor& tensor, std::int64_t row, float* out) {
@@ -36,8 +41,7 @@ void read_floats(const Tensor& tensor, std::int64_t row, float* out) {
     return;
   }
   const std::uint16_t* const bits = tensor.as<std::uint16_t>().data() + row * cols;
-  if (tensor.dtype() == DType::bf16) return widen_bf16(bits, cols, out);
-  std::transform(bits, bits + cols, out, f16_to_f32);
+  tensor.dtype() == DType::bf16 ? widen_bf16(bits, cols, out) : widen_f16(bits, cols, out);
 }
 
 /// codes = zero + round(v / scale), at most `top` from zero, with scale = f16(max|v| / top); returns the scale's bits.
@@ -127,8 +131,10 @@ void PackedMatrix::fill(ThreadPool& pool, Write write) {
   pool.parallel_for(view_.panel_groups(), 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t group = begin; group < end; ++group) {
       std::uint8_t* const data = memory_.get() + group * view_.group_bytes();
-      std::memset(data, padding, static_cast<std::size_t>(view_.group_bytes()));
       const std::int64_t first = group * view_.group_rows(), last = std::min(first + view_.group_rows(), view_.rows);
+      if (view_.depth != view_.cols || last - first < view_.group_rows()) {
+        std::memset(data, padding, static_cast<std::size_t>(view_.group_bytes()));
+      }
       for (std::int64_t row = first; row < last; ++row) {
         write(row, data + (row - first) / kPanelRows * 64 + (row - first) % kPanelRows * 4);
       }
@@ -147,7 +153,7 @@ PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, 
   out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     const std::uint32_t* const words = m.packed.data() + row * m.words_per_row();
     for (std::int64_t i = 0; i < m.words_per_row(); ++i, lane += out.lane_stride()) {
-      const std::uint32_t step = spread_nibbles(words[i]) | spread_nibbles(words[i] >> 16) << 4;
+      const std::uint32_t step = shuffle_nibbles(words[i]);
       std::memcpy(lane, &step, sizeof step);
     }
     for (std::int64_t group = 0; group < m.groups(); ++group) {
@@ -185,8 +191,9 @@ PackedMatrix PackedMatrix::round_to(PackedKind kind, const Tensor& tensor, const
   const int top = kind == PackedKind::w8 ? 127 : 7, zero = kind == PackedKind::w8 ? 128 : 8;
   out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     thread_local std::vector<float> values;
-    values.assign(static_cast<std::size_t>(out.view_.depth), 0.0F);
+    values.resize(static_cast<std::size_t>(out.view_.depth));
     read_floats(tensor, row, values.data());
+    std::fill(values.begin() + cols, values.end(), 0.0F);
     for (std::int64_t group = 0; group < out.view_.groups; ++group) {
       const float* const v = values.data() + group * kRoundedGroup;
       std::uint8_t codes[kRoundedGroup];
