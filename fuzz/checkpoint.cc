@@ -30,7 +30,7 @@ std::string config_text(std::size_t kind) {
         nlohmann::json{
             {"quant_method", "awq"}, {"bits", 4}, {"group_size", -1}, {"zero_point", true}, {"version", "gemm"}}};
   }();
-  nlohmann::json config = make_hf_config(fuzz::tiny_config(), DType::f16, std::nullopt, {});
+  nlohmann::json config = make_hf_config(fuzz::tiny_config(), DType::f16);
   if (!quantizations[kind].is_null()) config["quantization_config"] = quantizations[kind];
   return config.dump();
 }
@@ -45,7 +45,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   fuzz::survives([&] {
     const ModelWeights weights = read_checkpoint(directory.path());
     for (int index = 0; index < module_count(weights.config); ++index) {
-      if (const auto* packed = std::get_if<W4Matrix>(&weights.linear({index}).weight)) (void)packed->dequantize();
+      if (const auto* packed = std::get_if<W4Matrix>(&weights.linear({index}).weight)) {
+        (void)packed->dequantize();
+        (void)packed->columns_by_group();
+      }
     }
   });
   return 0;

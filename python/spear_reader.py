@@ -147,6 +147,18 @@ def parse_scheme(config: dict) -> Scheme:
     return Scheme(size if strategy == "group" else 0, weights.get("symmetric", True))
 
 
+def read_groups(file: TensorFile, name: str, inp: int, group: int, groups: int) -> np.ndarray:
+    """[inp]: the group of each column, where groups do not follow the columns."""
+    stored = file.take(name, (inp,)).values
+    require(stored.dtype.kind == "i", f"{file.where}: {name}: not integers")
+    if (stored == -1).all():  # said of groups that do follow them
+        return np.arange(inp) // group
+    require(bool(((stored >= 0) & (stored < groups)).all()), f"{file.where}: {name}: a group that does not exist")
+    sizes = np.minimum(group, inp - group * np.arange(groups))
+    require(bool((np.bincount(stored, minlength=groups) == sizes).all()), f"{file.where}: {name}: groups of other sizes")
+    return stored.astype(np.int64)
+
+
 def read_weight(file: TensorFile, module: str, out: int, inp: int, scheme: Scheme | None) -> np.ndarray:
     """[out, in] float32, dequantized if packed."""
     if f"{module}.weight" in file:
@@ -163,6 +175,8 @@ def read_weight(file: TensorFile, module: str, out: int, inp: int, scheme: Schem
         packed = file.take(f"{module}.weight_zero_point", (-(-out // 8), groups), "I32").values
         zero = unpack_nibbles(np.ascontiguousarray(packed.T), out).T  # packed along the rows
     spread = np.arange(inp) // group
+    if f"{module}.weight_g_idx" in file:
+        spread = read_groups(file, f"{module}.weight_g_idx", inp, group, groups)
     return (codes.astype(np.float32) - zero.astype(np.float32)[:, spread]) * scale[:, spread]
 
 

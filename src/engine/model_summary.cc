@@ -18,6 +18,8 @@ void add(PartSummary& part, const Tensor& tensor) {
 
 void add(PartSummary& part, const LinearWeight& weight) {
   if (const auto* dense = std::get_if<Tensor>(&weight)) return add(part, *dense);
+  if (const auto* blocks = std::get_if<BlockMatrix>(&weight))
+    return add(part, blocks->type->name, blocks->rows * blocks->cols, blocks->storage_bytes());
   const auto& packed = std::get<W4Matrix>(weight);
   add(part, to_string(packed.scheme), packed.rows * packed.cols, packed.storage_bytes());
 }

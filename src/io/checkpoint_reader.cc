@@ -21,9 +21,21 @@ using nlohmann::json;
 
 constexpr auto kDenseTypes = {DType::f32, DType::f16, DType::bf16};
 
+/// A config that says "act-order" with no tensor that tells the order would be read wrongly without a word.
+void check_order_is_told(const TensorMap& tensors, ModuleId id, const HfConfig& config, const std::string& where) {
+  if (!config.quantization || !config.quantization->act_order || config.quantization->scheme.group_size == 0) return;
+  const bool packed = has_packed_linear(tensors, id.name());
+  if (!packed && !has_gptq_linear(tensors, id.name())) return;
+  const std::string name = id.name() + (packed ? ".weight_g_idx" : ".g_idx");
+  if (tensors.contains(name)) return;
+  throw bad_input("the config says act-order, but no tensor says which group each input is in", where + ": " + name,
+                  "get the model again, or correct the config (desc_act, actorder)");
+}
+
 LinearWeight take_linear(TensorMap& tensors, ModuleId id, const HfConfig& config, const std::string& where) {
   const std::int64_t rows = out_features(config.model, id.kind());
   const std::int64_t cols = in_features(config.model, id.kind());
+  check_order_is_told(tensors, id, config, where);
   if (config.quantization && config.quantization->packing != QuantizationFormat::Packing::compressed_tensors) {
     if (has_gptq_linear(tensors, id.name()))
       return take_gptq_linear(tensors, id.name(), rows, cols, *config.quantization, where);

@@ -10,6 +10,7 @@
 #include "io/compensator_file.h"
 #include "io/hf_config.h"
 #include "io/packed_linear.h"
+#include "io/quantization_config.h"
 #include "io/safetensors.h"
 #include "io/stored_tensors.h"
 
@@ -19,10 +20,15 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-/// The scheme of the packed linears (nothing when all are dense) and the names of the dense ones.
-std::pair<std::optional<W4Scheme>, std::vector<std::string>> survey_linears(const ModelWeights& weights) {
-  std::optional<W4Scheme> scheme;
-  std::vector<std::string> dense;
+struct LinearSurvey {
+  std::optional<W4Scheme> scheme;  ///< of the packed linears; nothing when all are dense
+  std::vector<std::string> dense;  ///< names, when some are packed
+  bool act_order = false;          ///< some linear's groups do not follow its inputs
+};
+
+LinearSurvey survey_linears(const ModelWeights& weights) {
+  LinearSurvey survey;
+  auto& [scheme, dense, act_order] = survey;
   for (int index = 0; index < module_count(weights.config); ++index) {
     const auto* packed = std::get_if<W4Matrix>(&weights.linear({index}).weight);
     if (packed == nullptr) {
@@ -33,9 +39,11 @@ std::pair<std::optional<W4Scheme>, std::vector<std::string>> survey_linears(cons
                    ModuleId{index}.name());
     } else {
       scheme = packed->scheme;
+      act_order |= !packed->group_index.empty();
     }
   }
-  return {scheme, scheme ? dense : std::vector<std::string>{}};
+  if (!scheme) dense.clear();
+  return survey;
 }
 
 bool any_compensator(const ModelWeights& weights) {
@@ -62,7 +70,7 @@ ModelWeights with_stored_embeddings(ModelWeights weights) {
 void write_checkpoint(const fs::path& directory, const ModelWeights& weights, const CheckpointFiles& files,
                       json manifest) {
   weights.validate("the model to be written");
-  const auto [scheme, dense] = survey_linears(weights);
+  const auto [scheme, dense, act_order] = survey_linears(weights);
   json hashes = json::object();
   const auto write_text = [&](const char* name, const std::string& text) {
     if (text.empty()) return;
@@ -71,9 +79,14 @@ void write_checkpoint(const fs::path& directory, const ModelWeights& weights, co
   };
   std::string config;
   {
-    const TensorMap tensors = stored_tensors(weights, scheme.has_value(), put_packed_linear);
+    const TensorMap tensors = stored_tensors(
+        weights, scheme.has_value(), [regrouped = act_order](TensorMap& map, const std::string& module, const W4Matrix& matrix) {
+          put_packed_linear(map, module, matrix, regrouped);
+        });
     const DType dtype = tensors.at("model.embed_tokens.weight").dtype();
-    config = make_hf_config(weights.config, dtype, scheme, dense).dump(2) + "\n";
+    json described = make_hf_config(weights.config, dtype);
+    if (scheme) described["quantization_config"] = make_quantization_config(*scheme, dense, act_order);
+    config = described.dump(2) + "\n";
     write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});
     hashes["model.safetensors"] = sha256_file(directory / "model.safetensors");
   }

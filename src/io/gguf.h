@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "base/file.h"
-#include "io/gguf_types.h"
+#include "tensor/gguf_types.h"
 #include "tensor/tensor.h"
 
 namespace spear {

@@ -1,5 +1,5 @@
 // Packed linears as blocks of GGUF and back, and the encoders of what else we write; values of every type that we read
-// come from io/gguf_types.h.
+// come from tensor/gguf_types.h.
 #pragma once
 
 #include <cstddef>

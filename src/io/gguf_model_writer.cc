@@ -24,8 +24,10 @@ std::uint32_t gguf_type_of(DType type) {
 /// What general.file_type calls a file of mostly this type.
 std::int64_t file_type_of(const ModelWeights& weights) {
   const auto* packed = std::get_if<W4Matrix>(&weights.linear({0}).weight);
-  if (packed == nullptr) return std::get<Tensor>(weights.linear({0}).weight).dtype() == DType::f32 ? 0 : 1;
-  return packed->scheme.symmetric ? 2 : 8;
+  if (packed != nullptr) return packed->scheme.symmetric ? 2 : 8;
+  const auto* dense = std::get_if<Tensor>(&weights.linear({0}).weight);
+  constexpr std::int64_t kGuessed = 1024;  // what llama.cpp calls a mixture
+  return dense == nullptr ? kGuessed : dense->dtype() == DType::f32 ? 0 : 1;
 }
 
 void put_config(GgufWriter& out, const ModelConfig& c, const std::string& arch) {
@@ -109,6 +111,10 @@ RowSource row_source(const GgufArchitecture& architecture, ModuleId id, const Mo
 
 void put_linear(GgufWriter& out, const std::string& name, const LinearWeight& weight, const RowSource& source) {
   if (const auto* packed = std::get_if<W4Matrix>(&weight)) {
+    if (!packed->group_index.empty()) {
+      throw usage_error("groups do not follow the inputs (act-order), and GGUF's blocks do", name,
+                        "export with --format gptq, which keeps the order");
+    }
     if (packed->cols % 32 != 0) {
       throw usage_error(fmt::format("rows of {} weights are no whole blocks of 32", packed->cols), name, kKeep);
     }
@@ -120,11 +126,14 @@ void put_linear(GgufWriter& out, const std::string& name, const LinearWeight& we
     });
     return;
   }
-  const auto& dense = std::get<Tensor>(weight);
-  out.tensor(name, dense.shape(), gguf_type_of(dense.dtype()), [&dense, source](std::span<std::byte> to) {
-    const std::size_t row_bytes = to.size() / static_cast<std::size_t>(dense.dim(0));
-    for (std::int64_t row = 0; row < dense.dim(0); ++row) {
-      std::copy_n(dense.bytes().begin() + static_cast<std::ptrdiff_t>(row_bytes) * source(row), row_bytes,
+  const auto* dense = std::get_if<Tensor>(&weight);
+  const auto type = dense != nullptr ? gguf_type_of(dense->dtype()) : std::get<BlockMatrix>(weight).type->id;
+  const std::span<const std::byte> bytes = dense != nullptr ? dense->bytes() : std::span(std::get<BlockMatrix>(weight).blocks);
+  const std::int64_t rows = shape_of(weight).at(0);
+  out.tensor(name, shape_of(weight), type, [=](std::span<std::byte> to) {
+    const std::size_t row_bytes = to.size() / static_cast<std::size_t>(rows);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(row_bytes) * source(row), row_bytes,
                   to.begin() + static_cast<std::ptrdiff_t>(row_bytes) * row);
     }
   });
@@ -205,7 +214,7 @@ ModelConfig config_of(const GgufFile& file) {
 void check_linear(const LinearWeight& weight, const Tensor& found, const RowSource& source, const std::string& name) {
   const auto values = found.as<float>();
   const auto* packed = std::get_if<W4Matrix>(&weight);
-  const auto dense = packed == nullptr ? std::get<Tensor>(weight).to_floats() : std::vector<float>{};
+  const auto dense = packed == nullptr ? dequantize(weight) : std::vector<float>{};
   std::vector<float> row(static_cast<std::size_t>(found.dim(1)));
   for (std::int64_t i = 0; i < found.dim(0); ++i) {
     if (packed != nullptr) packed->dequantize_row(source(i), row);

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "base/error.h"
+#include "io/group_index.h"
 
 namespace spear {
 namespace {
@@ -54,20 +55,6 @@ std::vector<std::uint8_t> unpack_zeros(const Tensor& qzeros, std::int64_t rows, 
   return zeros;
 }
 
-void check_order(TensorMap& tensors, const std::string& module, std::int64_t cols, const W4Matrix& matrix,
-                 const std::string& where) {
-  const std::string name = module + ".g_idx";
-  if (!tensors.contains(name)) return;
-  const Tensor stored = take_tensor(tensors, name, {cols}, {DType::i32}, where);
-  const auto order = stored.as<std::int32_t>();
-  for (std::int64_t col = 0; col < cols; ++col) {
-    if (order[static_cast<std::size_t>(col)] == matrix.group_of(col)) continue;
-    throw bad_input(fmt::format("input {} belongs to group {}: groups do not follow the order of inputs (act-order)",
-                                col, order[static_cast<std::size_t>(col)]),
-                    where + ": " + name, "quantize with desc_act false, or with group_size -1");
-  }
-}
-
 }  // namespace
 
 bool has_gptq_linear(const TensorMap& tensors, const std::string& module) {
@@ -90,7 +77,7 @@ W4Matrix take_gptq_linear(TensorMap& tensors, const std::string& module, std::in
                                    {DType::i32}, where);
   const auto qzeros = take_tensor(tensors, module + ".qzeros", {groups, rows / 8}, {DType::i32}, where);
   const auto stored = take_tensor(tensors, module + ".scales", {groups, rows}, {DType::f16}, where);
-  check_order(tensors, module, cols, shape, where);
+  auto group_index = take_group_index(tensors, module + ".g_idx", shape, where);
 
   const auto bits = stored.as<std::uint16_t>();
   std::vector<std::uint16_t> scales(static_cast<std::size_t>(rows * groups));
@@ -104,7 +91,10 @@ W4Matrix take_gptq_linear(TensorMap& tensors, const std::string& module, std::in
     }
     zeros.clear();
   }
-  return pack_w4(rows, cols, format.scheme, unpack_codes(qweight, rows, cols, format.packing), scales, zeros);
+  W4Matrix matrix =
+      pack_w4(rows, cols, format.scheme, unpack_codes(qweight, rows, cols, format.packing), scales, zeros);
+  matrix.group_index = std::move(group_index);
+  return matrix;
 }
 
 void put_gptq_linear(TensorMap& tensors, const std::string& module, const W4Matrix& matrix, int zero_offset) {
@@ -135,14 +125,10 @@ void put_gptq_linear(TensorMap& tensors, const std::string& module, const W4Matr
       zeros[static_cast<std::size_t>(group * (rows / 8) + row / 8)] |= static_cast<std::uint32_t>(zero) << (4 * (row % 8));
     }
   }
-  Tensor order(DType::i32, {cols});
-  for (std::int64_t col = 0; col < cols; ++col) {
-    order.mutable_as<std::int32_t>()[static_cast<std::size_t>(col)] = static_cast<std::int32_t>(matrix.group_of(col));
-  }
   tensors[module + ".qweight"] = std::move(qweight);
   tensors[module + ".qzeros"] = std::move(qzeros);
   tensors[module + ".scales"] = std::move(scales);
-  tensors[module + ".g_idx"] = std::move(order);
+  tensors[module + ".g_idx"] = stored_group_index(matrix);
 }
 
 }  // namespace spear

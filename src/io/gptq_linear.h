@@ -14,8 +14,8 @@ bool has_gptq_linear(const TensorMap& tensors, const std::string& module);
 
 /// Moves `module`'s qweight, qzeros, scales and g_idx out of the map: codes and scales as they are, in our order.
 /// Throws Error(bad_input) naming the tensor that is missing or wrong, a symmetric model with other zero points than 8,
-/// an input order that groups do not follow (act-order with groups), and a zero point of 16, which GPTQ's first format
-/// can hold and no kernel reads alike.
+/// groups that a g_idx fills unevenly (take_group_index), and a zero point of 16, which GPTQ's first format can hold and
+/// no kernel reads alike.
 W4Matrix take_gptq_linear(TensorMap& tensors, const std::string& module, std::int64_t rows, std::int64_t cols,
                           const QuantizationFormat& format, const std::string& where);
 

@@ -17,7 +17,7 @@ using nlohmann::json;
 
 struct Survey {
   W4Scheme scheme;
-  bool zero_points_of_0 = false;
+  bool zero_points_of_0 = false, act_order = false;
 };
 
 Survey survey(const ModelWeights& weights) {
@@ -33,6 +33,7 @@ Survey survey(const ModelWeights& weights) {
       throw usage_error("linears have different schemes, and GPTQ files have one", id.name());
     }
     result.scheme = packed->scheme;
+    result.act_order |= !packed->group_index.empty();
     result.zero_points_of_0 |= std::find(packed->zeros.begin(), packed->zeros.end(), 0) != packed->zeros.end();
   }
   return result;
@@ -41,7 +42,7 @@ Survey survey(const ModelWeights& weights) {
 }  // namespace
 
 GptqExport write_gptq_model(const std::filesystem::path& directory, const ModelWeights& weights) {
-  const auto [scheme, zero_points_of_0] = survey(weights);
+  const auto [scheme, zero_points_of_0, act_order] = survey(weights);
   const int zero_offset = zero_points_of_0 ? 0 : 1;
   const GptqExport result{zero_points_of_0 ? "gptq_v2" : "gptq"};
   const TensorMap tensors =
@@ -51,13 +52,13 @@ GptqExport write_gptq_model(const std::filesystem::path& directory, const ModelW
   json quantization = {{"bits", 4},
                        {"group_size", scheme.group_size == 0 ? -1 : scheme.group_size},
                        {"sym", scheme.symmetric},
-                       {"desc_act", false},
+                       {"desc_act", act_order},
                        {"checkpoint_format", result.checkpoint_format},
                        {"lm_head", false}};
   write_file_atomic(directory / "quantize_config.json", quantization.dump(2) + "\n");
   quantization["quant_method"] = "gptq";
   const DType dtype = tensors.at("model.embed_tokens.weight").dtype();
-  json config = make_hf_config(weights.config, dtype, std::nullopt, {});
+  json config = make_hf_config(weights.config, dtype);
   config["quantization_config"] = std::move(quantization);
   write_file_atomic(directory / "config.json", config.dump(2) + "\n");
   write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});

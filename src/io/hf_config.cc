@@ -249,8 +249,7 @@ HfConfig read_hf_directory_config(const std::filesystem::path& directory) {
 
 bool gains_beyond_one(const ModelConfig& model) { return model.model_type == "gemma3_text"; }
 
-json make_hf_config(const ModelConfig& model, DType dtype, const std::optional<W4Scheme>& quantization,
-                    const std::vector<std::string>& ignored) {
+json make_hf_config(const ModelConfig& model, DType dtype) {
   const auto* family = std::find_if(std::begin(kFamilies), std::end(kFamilies),
                                     [&](const Family& f) { return model.model_type == f.model_type; });
   if (family == std::end(kFamilies)) throw failed("no family is called " + model.model_type);
@@ -288,7 +287,6 @@ json make_hf_config(const ModelConfig& model, DType dtype, const std::optional<W
   if (model.model_type != "llama") put_windows(config, model);
   const auto& eos = model.eos_token_ids;
   config["eos_token_id"] = eos.empty() ? json(nullptr) : eos.size() == 1 ? json(eos[0]) : json(eos);
-  if (quantization) config["quantization_config"] = make_quantization_config(*quantization, ignored);
   return config;
 }
 

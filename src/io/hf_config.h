@@ -28,8 +28,7 @@ HfConfig read_hf_directory_config(const std::filesystem::path& directory);
 /// Whether the family's files hold gains less 1.
 bool gains_beyond_one(const ModelConfig& model);
 
-/// The reverse. `dtype` is that of the unquantized tensors; `ignored` names the linears left dense.
-nlohmann::json make_hf_config(const ModelConfig& model, DType dtype, const std::optional<W4Scheme>& quantization,
-                              const std::vector<std::string>& ignored);
+/// The reverse, without a quantization_config. `dtype` is that of the unquantized tensors.
+nlohmann::json make_hf_config(const ModelConfig& model, DType dtype);
 
 }  // namespace spear

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "io/group_index.h"
 
 namespace spear {
 namespace {
@@ -88,13 +89,15 @@ W4Matrix take_packed_linear(TensorMap& tensors, const std::string& module, std::
         take_tensor(tensors, module + ".weight_zero_point", {(rows + 7) / 8, matrix.groups()}, {DType::i32}, where);
     matrix.zeros = unpack_zeros(zeros, rows, matrix.groups());
   }
+  matrix.group_index = take_group_index(tensors, module + ".weight_g_idx", matrix, where);
   return matrix;
 }
 
-void put_packed_linear(TensorMap& tensors, const std::string& module, const W4Matrix& matrix) {
+void put_packed_linear(TensorMap& tensors, const std::string& module, const W4Matrix& matrix, bool act_order) {
   tensors[module + ".weight_packed"] = view_of(DType::i32, {matrix.rows, matrix.words_per_row()}, matrix.packed);
   tensors[module + ".weight_scale"] = view_of(DType::f16, {matrix.rows, matrix.groups()}, matrix.scales);
   if (!matrix.scheme.symmetric) tensors[module + ".weight_zero_point"] = pack_zeros(matrix);
+  if (act_order && matrix.scheme.group_size != 0) tensors[module + ".weight_g_idx"] = stored_group_index(matrix);
   Tensor shape(DType::i64, {2});
   shape.mutable_as<std::int64_t>()[0] = matrix.rows;
   shape.mutable_as<std::int64_t>()[1] = matrix.cols;

@@ -75,7 +75,7 @@ QuantizationFormat parse_gptq(const json& config, const std::string& where) {
   require(format.is_null() || format == "gptq" || format == "gptq_v2", "checkpoint_format", format, where);
   return {QuantizationFormat::Packing::gptq,
           {parse_group_size(config, where), symmetric.get<bool>()},
-          format == "gptq_v2" ? 0 : 1};
+          format == "gptq_v2" ? 0 : 1, field(config, "desc_act") == true};
 }
 
 QuantizationFormat parse_awq(const json& config, const std::string& where) {
@@ -88,7 +88,7 @@ QuantizationFormat parse_awq(const json& config, const std::string& where) {
   return {QuantizationFormat::Packing::awq, {parse_group_size(config, where), !zero_point.get<bool>()}, 0};
 }
 
-W4Scheme parse_compressed_tensors(const json& config, const std::string& where) {
+QuantizationFormat parse_compressed_tensors(const json& config, const std::string& where) {
   require_value(config, "format", "pack-quantized", where);
   for (const char* key : {"kv_cache_scheme", "transform_config"}) require_unused(config, key, where);
   if (const json sparsity = field(config, "sparsity_config"); field(sparsity, "format") != "dense") {
@@ -99,7 +99,14 @@ W4Scheme parse_compressed_tensors(const json& config, const std::string& where) 
   const json& group = *groups.begin();
   require_value(group, "targets", json::array({"Linear"}), where);
   for (const char* key : {"input_activations", "output_activations"}) require_unused(group, key, where);
-  return parse_weights(field(group, "weights"), where);
+  const json weights = field(group, "weights");
+  // "weight" (or "static") orders the quantizer's work only; "group" regroups the inputs.
+  const json order = field(weights, "actorder");
+  const bool known = order.is_null() || order.is_boolean() || order == "weight" || order == "static" || order == "group" ||
+                     order == "dynamic";
+  require(known, "actorder", order, where);
+  const bool regrouped = order == true || order == "group" || order == "dynamic";
+  return {QuantizationFormat::Packing::compressed_tensors, parse_weights(weights, where), 0, regrouped};
 }
 
 }  // namespace
@@ -109,10 +116,10 @@ QuantizationFormat parse_quantization_config(const json& config, const std::stri
   if (method == "gptq") return parse_gptq(config, where);
   if (method == "awq") return parse_awq(config, where);
   require_value(config, "quant_method", "compressed-tensors", where);
-  return {QuantizationFormat::Packing::compressed_tensors, parse_compressed_tensors(config, where), 0};
+  return parse_compressed_tensors(config, where);
 }
 
-json make_quantization_config(const W4Scheme& scheme, const std::vector<std::string>& ignored) {
+json make_quantization_config(const W4Scheme& scheme, const std::vector<std::string>& ignored, bool act_order) {
   const bool grouped = scheme.group_size != 0;
   json weights = {
       {"num_bits", 4},
@@ -122,6 +129,7 @@ json make_quantization_config(const W4Scheme& scheme, const std::vector<std::str
       {"group_size", grouped ? json(scheme.group_size) : json(nullptr)},
       {"dynamic", false},
   };
+  if (act_order) weights["actorder"] = "group";
   json ignore = json::array({"lm_head"});
   for (const auto& name : ignored) ignore.push_back(name);
   return {

@@ -15,12 +15,14 @@ struct QuantizationFormat {
   Packing packing = Packing::compressed_tensors;
   W4Scheme scheme;
   int zero_offset = 0;  ///< added to stored zero points: 1 in GPTQ's first format
+  bool act_order = false;  ///< groups need not follow the inputs: a tensor must say which group each input is in
 };
 
 /// Throws Error(bad_input) naming what differs from 4-bit integers per channel or in groups of 32, 64 or 128.
 QuantizationFormat parse_quantization_config(const nlohmann::json& config, const std::string& where);
 
-/// `ignored`: names of linears left dense; lm_head is always among them.
-nlohmann::json make_quantization_config(const W4Scheme& scheme, const std::vector<std::string>& ignored);
+/// `ignored`: names of linears left dense; lm_head is always among them. `act_order`: some linear has a weight_g_idx.
+nlohmann::json make_quantization_config(const W4Scheme& scheme, const std::vector<std::string>& ignored,
+                                        bool act_order = false);
 
 }  // namespace spear

@@ -1,8 +1,11 @@
 #include "io/stored_tensors.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
+#include "base/error.h"
 #include "io/hf_config.h"
 
 namespace spear {
@@ -48,8 +51,11 @@ TensorMap stored_tensors(const ModelWeights& weights, bool quantized, const PutL
     const auto& weight = weights.linear(id).weight;
     if (const auto* packed = std::get_if<W4Matrix>(&weight)) {
       put_linear(tensors, id.name(), *packed);
+    } else if (const auto* dense = std::get_if<Tensor>(&weight)) {
+      tensors[id.name() + ".weight"] = *dense;
     } else {
-      tensors[id.name() + ".weight"] = std::get<Tensor>(weight);
+      throw usage_error(fmt::format("a linear in {}, which safetensors cannot hold", std::get<BlockMatrix>(weight).type->name),
+                        id.name(), "keep the GGUF file, or export with --format gguf");
     }
     const Tensor& bias = weights.linear(id).bias;
     if (!bias.empty()) tensors[id.name() + ".bias"] = vector(bias);

@@ -79,7 +79,28 @@ void check_w4(const W4Matrix& matrix, std::int64_t rows, std::int64_t cols, cons
   }
 }
 
+void check_blocks(const BlockMatrix& matrix, std::int64_t rows, std::int64_t cols, const std::string& where) {
+  if (matrix.rows != rows || matrix.cols != cols) {
+    throw bad_input(fmt::format("shape [{}, {}] instead of [{}, {}]", matrix.rows, matrix.cols, rows, cols), where);
+  }
+  if (const std::int64_t row = matrix.first_non_finite_row(); row >= 0) {
+    throw bad_input(fmt::format("a scale of row {} is NaN or infinite", row), where, "get an undamaged copy of the model");
+  }
+}
+
 }  // namespace
+
+Shape shape_of(const LinearWeight& weight) {
+  if (const auto* dense = std::get_if<Tensor>(&weight)) return dense->shape();
+  if (const auto* packed = std::get_if<W4Matrix>(&weight)) return {packed->rows, packed->cols};
+  return {std::get<BlockMatrix>(weight).rows, std::get<BlockMatrix>(weight).cols};
+}
+
+std::vector<float> dequantize(const LinearWeight& weight) {
+  if (const auto* dense = std::get_if<Tensor>(&weight)) return dense->to_floats();
+  if (const auto* packed = std::get_if<W4Matrix>(&weight)) return packed->dequantize();
+  return std::get<BlockMatrix>(weight).dequantize();
+}
 
 const Tensor& ModelWeights::gain(NormId id) const {
   if (id == NormId::final(config)) return norm;
@@ -119,8 +140,10 @@ void ModelWeights::validate(const std::string& where) const {
     const std::int64_t cols = in_features(config, id.kind());
     if (const auto* dense = std::get_if<Tensor>(&module.weight)) {
       check_tensor(*dense, {rows, cols}, where, id.name() + ".weight");
+    } else if (const auto* packed = std::get_if<W4Matrix>(&module.weight)) {
+      check_w4(*packed, rows, cols, where + ": " + id.name());
     } else {
-      check_w4(std::get<W4Matrix>(module.weight), rows, cols, where + ": " + id.name());
+      check_blocks(std::get<BlockMatrix>(module.weight), rows, cols, where + ": " + id.name());
     }
     if (has_bias(config, id.kind())) {
       check_tensor(module.bias, {rows}, where, id.name() + ".bias");
@@ -148,6 +171,8 @@ std::int64_t budget_base_bytes(const ModelWeights& weights, const W4Scheme& sche
     const ModuleId id{index};
     if (const auto* packed = std::get_if<W4Matrix>(&weights.linear(id).weight)) {
       bytes += packed->storage_bytes();
+    } else if (const auto* blocks = std::get_if<BlockMatrix>(&weights.linear(id).weight)) {
+      bytes += blocks->storage_bytes();
     } else {
       W4Matrix shape_only;
       shape_only.rows = out_features(weights.config, id.kind());

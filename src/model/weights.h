@@ -10,13 +10,17 @@
 
 #include "compensator/compensator.h"
 #include "model/config.h"
+#include "tensor/block_matrix.h"
 #include "tensor/tensor.h"
 #include "tensor/w4.h"
 
 namespace spear {
 
-/// [out_features, in_features], dense (f32, f16, bf16) or packed 4-bit.
-using LinearWeight = std::variant<Tensor, W4Matrix>;
+/// [out_features, in_features], dense (f32, f16, bf16), packed 4-bit, or blocks of a GGUF file.
+using LinearWeight = std::variant<Tensor, W4Matrix, BlockMatrix>;
+
+Shape shape_of(const LinearWeight& weight);
+std::vector<float> dequantize(const LinearWeight& weight);  ///< [rows, cols], exact
 
 struct LinearModule {
   LinearWeight weight;
@@ -59,7 +63,7 @@ struct ModelWeights {
 };
 
 /// The denominator of the budget (design §2): packed linears + scales + embedding and head at min(as shipped, 8 bit).
-/// Dense linears are counted as if packed in `scheme`.
+/// Dense linears are counted as if packed in `scheme`, those in blocks with the bytes they have.
 std::int64_t budget_base_bytes(const ModelWeights& weights, const W4Scheme& scheme);
 
 /// Bytes of all compensators, shared parts counted once.

@@ -1,5 +1,6 @@
 #include "quant/quantized_linear.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "base/error.h"
@@ -45,40 +46,71 @@ Grid grid_for(const torch::Tensor& groups, const W4Scheme& scheme, double shrink
   return grid;
 }
 
+bool same_groups(const torch::Tensor& a, const torch::Tensor& b) {
+  return a.defined() == b.defined() && (!a.defined() || torch::equal(a, b));
+}
+
 }  // namespace
 
-torch::Tensor expand_groups(const torch::Tensor& per_group, std::int64_t in_features, const W4Scheme& scheme) {
+torch::Tensor expand_groups(const torch::Tensor& per_group, std::int64_t in_features, const W4Scheme& scheme,
+                            const torch::Tensor& group_index) {
+  if (group_index.defined()) return per_group.index_select(1, group_index);
   if (scheme.group_size == 0) return per_group;  // broadcasts over the row
   return per_group.repeat_interleave(scheme.group_size, 1).narrow(1, 0, in_features);
 }
 
 torch::Tensor QuantizedLinear::dequantize() const {
-  return (codes - expand_groups(zeros, codes.size(1), scheme)) * expand_groups(scales, codes.size(1), scheme);
+  if (values.defined()) return values;
+  const std::int64_t in = codes.size(1);
+  return (codes - expand_groups(zeros, in, scheme, group_index)) * expand_groups(scales, in, scheme, group_index);
 }
 
 W4Matrix QuantizedLinear::pack() const {
+  if (values.defined()) throw failed("a linear that is not in 4 bit has no codes to pack");
   const auto bytes = [](const torch::Tensor& t) { return t.detach().to(torch::kCPU, torch::kUInt8).contiguous(); };
   const auto span = [](const torch::Tensor& t) {
     return std::span<const std::uint8_t>(t.data_ptr<std::uint8_t>(), static_cast<std::size_t>(t.numel()));
   };
   const auto c = bytes(codes), z = bytes(zeros);
-  return pack_w4(codes.size(0), codes.size(1), scheme, span(c), f16_bits(scales),
-                 scheme.symmetric ? std::span<const std::uint8_t>{} : span(z));
+  W4Matrix matrix = pack_w4(codes.size(0), codes.size(1), scheme, span(c), f16_bits(scales),
+                            scheme.symmetric ? std::span<const std::uint8_t>{} : span(z));
+  if (group_index.defined()) {
+    const auto groups = group_index.to(torch::kCPU, torch::kInt32).contiguous();
+    matrix.group_index.assign(groups.data_ptr<std::int32_t>(), groups.data_ptr<std::int32_t>() + groups.numel());
+  }
+  return matrix;
 }
 
 QuantizedLinear QuantizedLinear::rows(std::int64_t first, std::int64_t count) const {
   const auto part = [&](const torch::Tensor& t) { return t.narrow(0, first, count).clone(); };
-  return {scheme, part(codes), part(scales), part(zeros)};
+  if (values.defined()) return {scheme, {}, {}, {}, {}, part(values)};
+  return {scheme, part(codes), part(scales), part(zeros), group_index, {}};
 }
 
 QuantizedLinear stack_rows(const std::vector<QuantizedLinear>& parts) {
+  const QuantizedLinear& first = parts.at(0);
+  const bool alike = std::all_of(parts.begin(), parts.end(), [&](const QuantizedLinear& part) {
+    return !part.values.defined() && part.scheme == first.scheme && same_groups(part.group_index, first.group_index);
+  });
+  if (!alike) {
+    std::vector<torch::Tensor> values;
+    for (const auto& part : parts) values.push_back(part.dequantize());
+    return {first.scheme, {}, {}, {}, {}, torch::cat(values, 0)};
+  }
   std::vector<torch::Tensor> codes, scales, zeros;
   for (const auto& part : parts) {
     codes.push_back(part.codes);
     scales.push_back(part.scales);
     zeros.push_back(part.zeros);
   }
-  return {parts.at(0).scheme, torch::cat(codes, 0), torch::cat(scales, 0), torch::cat(zeros, 0)};
+  return {first.scheme, torch::cat(codes, 0), torch::cat(scales, 0), torch::cat(zeros, 0), first.group_index, {}};
+}
+
+QuantizedLinear unpack(const LinearWeight& weight, torch::Device device) {
+  if (const auto* packed = std::get_if<W4Matrix>(&weight)) return unpack(*packed, device);
+  QuantizedLinear q;
+  q.values = to_torch(weight).to(device);
+  return q;
 }
 
 QuantizedLinear unpack(const W4Matrix& matrix, torch::Device device) {
@@ -100,6 +132,10 @@ QuantizedLinear unpack(const W4Matrix& matrix, torch::Device device) {
   q.codes = codes.to(device);
   q.scales = scales.to(device);
   q.zeros = zeros.to(device);
+  if (!matrix.group_index.empty()) {
+    q.group_index = torch::tensor(std::vector<std::int64_t>(matrix.group_index.begin(), matrix.group_index.end()),
+                                  torch::kInt64).to(device);
+  }
   return q;
 }
 

@@ -80,7 +80,7 @@ std::vector<CompensatorShape> Stages::choose_shapes(const ModelQuantization& mea
   const Recipe& r = options_.recipe;
   PlacementOptions how{r.placement, 0, r.max_rank, r.gate_hidden, r.gate_rows, r.seed};
   auto all = sites();
-  const auto budget = static_cast<std::int64_t>(r.budget * static_cast<double>(budget_base_bytes(reference_, r.scheme)));
+  const auto budget = static_cast<std::int64_t>(r.budget * static_cast<double>(budget_base()));
   if (r.placement != Placement::uniform && r.placement != Placement::random) {
     const Damage& d = damage();
     for (std::size_t i = 0; i < all.size(); ++i) {
@@ -105,7 +105,7 @@ std::vector<torch::Tensor> Stages::latents(const Start& start) const {
     const auto& linear = start.linears[i];
     const auto weight = !start.targets.empty()
                             ? start.targets[i]
-                            : std::visit([](const auto& w) { return to_torch(w); }, reference_.linear(ModuleId{static_cast<int>(i)}).weight).to(device_);
+                            : to_torch(reference_.linear(ModuleId{static_cast<int>(i)}).weight).to(device_);
     const std::int64_t in = weight.size(1);
     const auto position = weight / expand_groups(linear.scales, in, linear.scheme) + expand_groups(linear.zeros, in, linear.scheme);
     // Inside the cell of the code it has: what the quantizer decided stands until training moves it.

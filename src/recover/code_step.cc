@@ -56,9 +56,9 @@ torch::Tensor nearest_codes(const torch::Tensor& latent) { return torch::floor(l
 void write_weight(const LatentWeight& latent, const torch::Tensor& scales, torch::Tensor& weight) {
   torch::NoGradGuard no_grad;
   const std::int64_t rows = latent.latent.size(0), cols = latent.latent.size(1), groups = scales.size(1);
-  if (!fused(weight)) {
-    weight.copy_((nearest_codes(latent.latent) - expand_groups(latent.zeros, cols, latent.scheme)) *
-                 expand_groups(scales, cols, latent.scheme));
+  if (!fused(weight) || latent.group_index.defined()) {
+    const auto by_column = [&](const torch::Tensor& t) { return expand_groups(t, cols, latent.scheme, latent.group_index); };
+    weight.copy_((nearest_codes(latent.latent) - by_column(latent.zeros)) * by_column(scales));
     return;
   }
   const float *from = latent.latent.data_ptr<float>(), *s = scales.data_ptr<float>(), *z = latent.zeros.data_ptr<float>();
@@ -72,8 +72,9 @@ void write_weight(const LatentWeight& latent, const torch::Tensor& scales, torch
 void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::Tensor& weight_gradient, double rate) {
   torch::NoGradGuard no_grad;
   const std::int64_t rows = latent.latent.size(0), cols = latent.latent.size(1), groups = scales.size(1);
-  if (!fused(weight_gradient)) {
-    const auto direction = weight_gradient.to(torch::kFloat32).sign() * expand_groups(scales, cols, latent.scheme).sign();
+  if (!fused(weight_gradient) || latent.group_index.defined()) {
+    const auto by_column = expand_groups(scales, cols, latent.scheme, latent.group_index);
+    const auto direction = weight_gradient.to(torch::kFloat32).sign() * by_column.sign();
     latent.latent.sub_(direction, rate).clamp_(kLowest, kHighest);
     return;
   }
@@ -86,9 +87,11 @@ void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::
   });
 }
 
-torch::Tensor log_scale_gradient(const torch::Tensor& weight_gradient, const torch::Tensor& weight, const W4Scheme& scheme) {
+torch::Tensor log_scale_gradient(const torch::Tensor& weight_gradient, const torch::Tensor& weight, const W4Scheme& scheme,
+                                 const torch::Tensor& group_index) {
   torch::NoGradGuard no_grad;
   auto product = weight_gradient.to(torch::kFloat32) * weight.to(torch::kFloat32);
+  if (group_index.defined()) product = product.index_select(1, torch::argsort(group_index));  // within a group any order
   if (scheme.group_size == 0) return product.sum(1, true);
   const std::int64_t cols = product.size(1), groups = (cols + scheme.group_size - 1) / scheme.group_size;
   return torch::constant_pad_nd(product, {0, groups * scheme.group_size - cols})

@@ -13,6 +13,7 @@ struct LatentWeight {
   W4Scheme scheme;
   torch::Tensor latent;  ///< [out, in] float32, in code units: the code is floor(latent + 0.5) in 0..15
   torch::Tensor zeros;   ///< [out, groups] float32
+  torch::Tensor group_index = {};  ///< as in QuantizedLinear
 };
 
 /// weight = (code − zero) · scale, written into `weight` (its own type). scales: [out, groups] float32.
@@ -22,8 +23,9 @@ void write_weight(const LatentWeight& latent, const torch::Tensor& scales, torch
 /// Adam and Lion on the latents are no better (docs/algorithm.md), and this keeps no state. rate: code units.
 void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::Tensor& weight_gradient, double rate);
 
-/// dL/d log(scale) = Σ over the group of dL/dweight · weight: [out, groups] float32.
-torch::Tensor log_scale_gradient(const torch::Tensor& weight_gradient, const torch::Tensor& weight, const W4Scheme& scheme);
+/// dL/d log(scale) = Σ over the group of dL/dweight · weight: [out, groups] float32. group_index as in QuantizedLinear.
+torch::Tensor log_scale_gradient(const torch::Tensor& weight_gradient, const torch::Tensor& weight, const W4Scheme& scheme,
+                                 const torch::Tensor& group_index = {});
 
 /// floor(latent + 0.5) in 0..15.
 torch::Tensor nearest_codes(const torch::Tensor& latent);

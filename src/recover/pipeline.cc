@@ -142,8 +142,9 @@ nlohmann::json results_json(const Evaluator& evaluator, const Tokenizer& tokeniz
   return out;
 }
 
-nlohmann::json bytes_json(const ModelWeights& reference, const ModelWeights& model, const W4Scheme& scheme, std::int64_t reference_bytes) {
-  const std::int64_t base = budget_base_bytes(reference, scheme), added = compensator_file_bytes(model);
+nlohmann::json bytes_json(const Stages& stages, const ModelWeights& model, std::int64_t reference_bytes) {
+  const ModelWeights& reference = stages.reference();
+  const std::int64_t base = stages.budget_base(), added = compensator_file_bytes(model);
   const std::int64_t linears = base - reference.embedding_budget_bytes;
   double weights = 0;
   for (int index = 0; index < module_count(reference.config); ++index) {
@@ -245,7 +246,7 @@ nlohmann::json recover(const RecoverOptions& given) {
   if (options.recipe.budget > 0) manifest["diagnosis"] = to_json(stages.damage());
   const Calibrated calibrated = stages.calibrate();
   const auto& base = stages.reference();
-  manifest["bytes"] = bytes_json(base, calibrated.weights, options.recipe.scheme, model_bytes(options.reference));
+  manifest["bytes"] = bytes_json(stages, calibrated.weights, model_bytes(options.reference));
   if (!calibrated.placement.is_null()) manifest["placement"] = calibrated.placement;
   manifest["calibration"] = calibration_json(calibrated, options.recipe, stages.samples());
   if (!calibrated.gates.is_null()) manifest["gates"] = calibrated.gates;
@@ -283,7 +284,7 @@ nlohmann::json quantize(const RecoverOptions& given) {
   Stages stages(options);
   auto manifest = manifest_head(stages, options);
   const auto weights = stages.with_linears(stages.quantized().linears);
-  manifest["bytes"] = bytes_json(stages.reference(), weights, options.recipe.scheme, model_bytes(options.reference));
+  manifest["bytes"] = bytes_json(stages, weights, model_bytes(options.reference));
   manifest["stages"] = stage_times(stages);
   write_result(stages, options, weights, manifest);
   if (given.workspace.empty()) {

@@ -90,7 +90,7 @@ ModelQuantization quantization_from(const TensorMap& map, const W4Scheme& scheme
 }
 
 torch::Tensor reference_weight(const ModelWeights& weights, ModuleId id, torch::Device device) {
-  return std::visit([](const auto& w) { return to_torch(w); }, weights.linear(id).weight).to(device);
+  return to_torch(weights.linear(id).weight).to(device);
 }
 
 }  // namespace
@@ -240,6 +240,12 @@ torch::Tensor Stages::quantizer_tokens() {
   return reference_model().token_tensor({set.tokens, set.sequences, set.length});
 }
 
+std::int64_t Stages::budget_base() const {
+  const std::int64_t embeddings = reference_.embedding_budget_bytes;
+  if (!backbone_) return budget_base_bytes(reference_, options_.recipe.scheme);
+  return embeddings + budget_base_bytes(*backbone_, options_.recipe.scheme) - backbone_->embedding_budget_bytes;
+}
+
 std::vector<PlacementSite> Stages::sites() const { return placement_sites(reference_.config, options_.recipe.share_a); }
 
 ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vector<std::int64_t>& ranks, Whitening whitening) {
@@ -262,6 +268,7 @@ ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vec
     how.given = &quantized().linears;
   }
   auto out = timed(stage, [&] { return quantize_model(model, how, where, tokens); });
+  if (backbone_) out.linears.clear();  // quantized() has them; what was given is not kept again
   workspace_.save(stage, key, to_tensors(out));
   return out;
 }

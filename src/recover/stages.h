@@ -60,6 +60,9 @@ class Stages {
     return result;
   }
 
+  /// The denominator of the budget: linears as given, else as the scheme packs them; embedding and head as shipped.
+  std::int64_t budget_base() const;
+
   Workspace& workspace() { return workspace_; }
   nlohmann::json input_key() const;  ///< identifies reference and backbone
 

@@ -58,7 +58,14 @@ TrainableModel::TrainableModel(TorchModel& model, const std::vector<QuantizedLin
   const auto device = model.device();
   for (std::size_t i = 0; i < quantized.size(); ++i) {
     const QuantizedLinear& q = quantized[i];
-    latents_.push_back({q.scheme, own(latents.empty() ? q.codes : latents[i], device), own(q.zeros, device)});
+    if (q.values.defined()) {
+      if (tune != Tune::none) throw failed("a linear that is not in 4 bit has nothing to tune", ModuleId{static_cast<int>(i)}.name());
+      latents_.push_back({q.scheme, {}, {}});
+      base_scales_.emplace_back();
+      weights_.push_back(q.values.to(device, model.compute_type()));
+      continue;
+    }
+    latents_.push_back({q.scheme, own(latents.empty() ? q.codes : latents[i], device), own(q.zeros, device), q.group_index});
     base_scales_.push_back(own(q.scales, device));
     weights_.push_back(torch::empty(q.codes.sizes(), torch::TensorOptions().dtype(model.compute_type()).device(device)));
     if (tune != Tune::none) {
@@ -135,6 +142,7 @@ void TrainableModel::refresh_weights() {
   // With row factors, weights hold the starting scales and the factors the rest.
   const bool starting = tune_ == Tune::scales && !needs_weight_gradients();
   for (std::size_t i = 0; i < weights_.size(); ++i) {
+    if (!latents_[i].latent.defined()) continue;
     write_weight(latents_[i], starting ? base_scales_[i] : scales(static_cast<int>(i)), weights_[i]);
   }
 }
@@ -173,7 +181,7 @@ void TrainableModel::step(const Rates& rates) {
   if (needs_weight_gradients()) {
     for (std::size_t i = 0; i < weights_.size(); ++i) {
       const auto& gradient = weights_[i].grad();
-      parameters_[scale_parameters_[i]].value.mutable_grad() = log_scale_gradient(gradient, weights_[i], latents_[i].scheme);
+      parameters_[scale_parameters_[i]].value.mutable_grad() = log_scale_gradient(gradient, weights_[i], latents_[i].scheme, latents_[i].group_index);
       if (tune_ == Tune::codes && rates.codes > 0) step_codes(latents_[i], scales(static_cast<int>(i)), gradient, rates.codes);
       weights_[i].mutable_grad() = torch::Tensor();
     }
@@ -293,8 +301,9 @@ ModelWeights TrainableModel::export_weights(const ModelWeights& base) const {
   for (int index = 0; index < static_cast<int>(latents_.size()); ++index) {
     const LatentWeight& latent = latents_[static_cast<std::size_t>(index)];
     auto& module = out.linear(ModuleId{index});
-    module.weight = QuantizedLinear{latent.scheme, nearest_codes(latent.latent), scales(index), latent.zeros}.pack();
     module.compensator.reset();
+    if (!latent.latent.defined()) continue;
+    module.weight = QuantizedLinear{latent.scheme, nearest_codes(latent.latent), scales(index), latent.zeros, latent.group_index, {}}.pack();
   }
   for (std::size_t i = 0; i < norms_.size(); ++i) out.gain(norms_[i]) = to_host(gain(i));
   for (const Factors& f : factors_) {

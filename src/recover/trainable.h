@@ -68,7 +68,8 @@ class TrainableModel {
   TensorMap state() const;
   void load_state(const TensorMap& state);
 
-  /// Codes, scales, gains and compensators as they will be stored, put into a copy of `base`.
+  /// Codes, scales, gains and compensators as they will be stored, put into a copy of `base`, whose linears stay where they
+  /// are not in 4 bit.
   ModelWeights export_weights(const ModelWeights& base) const;
   /// Bytes of all compensators as stored.
   std::int64_t compensator_bytes() const;
@@ -106,7 +107,7 @@ class TrainableModel {
   Tune tune_;
   std::int64_t steps_ = 0;
   std::vector<Parameter> parameters_;
-  std::vector<LatentWeight> latents_;       ///< by ModuleId
+  std::vector<LatentWeight> latents_;       ///< by ModuleId; empty tensors where a linear is not in 4 bit
   std::vector<torch::Tensor> base_scales_;  ///< by ModuleId, [out, groups]
   std::vector<NormId> norms_;               ///< that the model has
   std::vector<torch::Tensor> base_gains_;   ///< as norms_

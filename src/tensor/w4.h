@@ -28,11 +28,20 @@ struct W4Matrix {
   std::vector<std::uint32_t> packed;  ///< [rows, words_per_row()]
   std::vector<std::uint16_t> scales;  ///< f16 bits, [rows, groups()]
   std::vector<std::uint8_t> zeros;    ///< 0..15, [rows, groups()]; empty when symmetric
+  /// [cols], the group of each column where groups do not follow the columns (GPTQ's act-order); empty when they do.
+  /// Columns themselves always stay in the model's order. Readers see to it that group i has group_size columns, the last
+  /// one what is left.
+  std::vector<std::int32_t> group_index = {};
 
   std::int64_t words_per_row() const { return (cols + 7) / 8; }
   std::int64_t groups() const { return scheme.group_size == 0 ? 1 : (cols + scheme.group_size - 1) / scheme.group_size; }
-  std::int64_t group_of(std::int64_t col) const { return scheme.group_size == 0 ? 0 : col / scheme.group_size; }
-  /// Bytes on disk and in memory: packed words, scales, zero points (packed two per byte).
+  std::int64_t group_of(std::int64_t col) const {
+    if (!group_index.empty()) return group_index[static_cast<std::size_t>(col)];
+    return scheme.group_size == 0 ? 0 : col / scheme.group_size;
+  }
+  /// [cols]: columns sorted by group, those of one group as they are; empty when that is their order anyway.
+  std::vector<std::int32_t> columns_by_group() const;
+  /// Bytes on disk and in memory: packed words, scales, zero points (packed two per byte), groups of columns.
   std::int64_t storage_bytes() const;
 
   int code(std::int64_t row, std::int64_t col) const {

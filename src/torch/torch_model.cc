@@ -159,7 +159,7 @@ TorchModel::TorchModel(const ModelWeights& weights, torch::Device device, torch:
   for (const auto& layer : weights.layers) {
     for (const auto& module : layer.linears) {
       TorchLinear slot;
-      slot.weight = std::visit([](const auto& w) { return to_torch(w); }, module.weight).to(device, compute);
+      slot.weight = to_torch(module.weight).to(device, compute);
       if (!module.bias.empty()) slot.bias = to_torch(module.bias).to(device);
       if (module.compensator) {
         slot.compensator = to_torch(*module.compensator);

@@ -16,9 +16,9 @@ torch::Tensor to_torch(const Tensor& tensor) {
   return torch::from_blob(const_cast<float*>(values.data()), tensor.shape(), torch::kFloat32).clone();
 }
 
-torch::Tensor to_torch(const W4Matrix& matrix) {
-  const auto values = matrix.dequantize();
-  return torch::from_blob(const_cast<float*>(values.data()), {matrix.rows, matrix.cols}, torch::kFloat32).clone();
+torch::Tensor to_torch(const LinearWeight& weight) {
+  const auto values = dequantize(weight);
+  return torch::from_blob(const_cast<float*>(values.data()), shape_of(weight), torch::kFloat32).clone();
 }
 
 Tensor to_host(const torch::Tensor& tensor) {

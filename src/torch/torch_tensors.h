@@ -4,15 +4,15 @@
 #include <torch/torch.h>
 
 #include "compensator/compensator.h"
+#include "model/weights.h"
 #include "tensor/tensor.h"
-#include "tensor/w4.h"
 
 namespace spear {
 
 /// Copy of a floating-point host tensor as float32.
 torch::Tensor to_torch(const Tensor& tensor);
 /// Dequantized float32 [rows, cols].
-torch::Tensor to_torch(const W4Matrix& matrix);
+torch::Tensor to_torch(const LinearWeight& weight);
 /// Copy in host memory, f32.
 Tensor to_host(const torch::Tensor& tensor);
 

@@ -223,7 +223,10 @@ TEST_F(Checkpoint, HostilePackedLinears) {
   refused(".weight_zero_point", Tensor(DType::i32, {24, 1}), "[24, 1] instead of [3, 1]");
   refused(".weight_shape", Tensor(DType::i64, {2}), "[0, 0] instead of [24, 24]");
   refused(".weight_shape", Tensor(DType::i64, {3}), "[3] instead of [2]");
-  refused(".weight_g_idx", Tensor(DType::i32, {24}), "weight_g_idx");
+  refused(".weight_g_idx", Tensor(DType::i32, {23}), "[23] instead of [24]");
+  Tensor groups(DType::i32, {24});
+  groups.mutable_as<std::int32_t>()[5] = 1;
+  refused(".weight_g_idx", groups, "input 5 belongs to group 1");
   refused(".weight", Tensor(DType::f32, {24, 24}), "q_proj.weight'");
   Tensor infinite(DType::f16, {24, 1});
   infinite.mutable_as<std::uint16_t>()[4] = 0x7c00;
@@ -322,7 +325,7 @@ TEST(PackedLinear, MatchesNumpy) {
                 item["scales"].get<std::vector<std::uint16_t>>(), item["zeros"].get<std::vector<std::uint8_t>>());
     EXPECT_EQ(matrix.dequantize(), item["values"].get<std::vector<float>>());
     TensorMap tensors;
-    put_packed_linear(tensors, "m", matrix);
+    put_packed_linear(tensors, "m", matrix, false);
     const auto expected = item["weight_packed"].get<std::vector<std::uint32_t>>();
     const auto words = tensors.at("m.weight_packed").as<std::uint32_t>();
     ASSERT_EQ(words.size(), expected.size());

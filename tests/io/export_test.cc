@@ -172,6 +172,14 @@ TEST_F(ExportFile, GptqRefusesWhatItCannotHold) {
   expect_usage_error([&] { write_gptq_model(directory_.path(), export_model({{0, true}, "llama", 0, 92})); }, "of 8");
 }
 
+TEST_F(ExportFile, GgufRefusesActOrder) {
+  ModelWeights weights = export_model({{32, true}});
+  auto& matrix = std::get<W4Matrix>(weights.linear({5}).weight);
+  for (std::int64_t col = 0; col < matrix.cols; ++col) matrix.group_index.push_back(static_cast<std::int32_t>((matrix.cols - 1 - col) / 32));
+  expect_usage_error([&] { write_gguf_model(path_, weights, tokenizer_of_40(), {"tiny", false}); }, "act-order");
+  EXPECT_FALSE(std::filesystem::exists(path_));
+}
+
 TEST_F(ExportFile, GgufKeepsBiasesAndPermutesThemWhereLlamaCppDoes) {
   for (const char* family : {"qwen2", "mistral"}) {
     const ModelWeights weights = export_model({{0, true}, family});

@@ -106,8 +106,8 @@ TEST(FamilyConfig, WrittenConfigsReadAgain) {
     config["rope_scaling"] = {{"type", "linear"}, {"factor", 2.5}};
     if (config["model_type"] != "llama") config["sliding_window"] = 77;
     if (config["model_type"] == "qwen2") config.update({{"use_sliding_window", true}, {"max_window_layers", 3}});
-    const json once = make_hf_config(parse(config), DType::bf16, std::nullopt, {});
-    EXPECT_EQ(make_hf_config(parse(once), DType::bf16, std::nullopt, {}), once) << type;
+    const json once = make_hf_config(parse(config), DType::bf16);
+    EXPECT_EQ(make_hf_config(parse(once), DType::bf16), once) << type;
     EXPECT_EQ(parse(once).local_layers, parse(config).local_layers) << type;
     EXPECT_EQ(parse(once).rope_scaling, parse(config).rope_scaling) << type;
   }

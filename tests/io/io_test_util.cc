@@ -57,7 +57,11 @@ void expect_same_linear(const LinearModule& a, const LinearModule& b, const std:
     EXPECT_EQ(packed->packed, other.packed) << name;
     EXPECT_EQ(packed->scales, other.scales) << name;
     EXPECT_EQ(packed->zeros, other.zeros) << name;
+    EXPECT_EQ(packed->group_index, other.group_index) << name;
     EXPECT_EQ(packed->dequantize(), other.dequantize()) << name;
+  } else if (const auto* blocks = std::get_if<BlockMatrix>(&a.weight)) {
+    EXPECT_EQ(blocks->type, std::get<BlockMatrix>(b.weight).type) << name;
+    EXPECT_EQ(blocks->blocks, std::get<BlockMatrix>(b.weight).blocks) << name;
   } else {
     expect_same_tensor(std::get<Tensor>(a.weight), std::get<Tensor>(b.weight), name);
   }

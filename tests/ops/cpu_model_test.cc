@@ -10,9 +10,11 @@ namespace spear {
 namespace {
 
 using testing::random_model;
+using testing::random_blocks;
 using testing::random_tokens;
 using testing::RandomModelOptions;
 using testing::relative_error;
+using testing::shuffle_groups;
 
 constexpr double kTolerance = 3e-6;
 
@@ -46,6 +48,115 @@ TEST(CpuModelTest, AgreesWithTheReferenceInEveryFormat) {
       }
     }
   }
+}
+
+/// Groups of 32 of 96 and 72 columns (the last one of 8), in an order that q, k and v share or have each their own.
+ModelWeights act_order_model(bool shared, bool symmetric) {
+  RandomModelOptions options;
+  options.compensators = true;
+  options.hidden = 96;
+  options.intermediate = 72;
+  options.heads = 6;
+  options.kv_heads = 3;
+  options.head_dim = 16;
+  options.scheme = {32, symmetric};
+  options.dense = DType::bf16;
+  ModelWeights weights = random_model(options);
+  for (int i = 0; i < module_count(weights.config); ++i) {
+    const int seed = shared ? ModuleId{i}.input_group().index : i;
+    shuffle_groups(std::get<W4Matrix>(weights.linear({i}).weight), static_cast<std::uint64_t>(seed));
+  }
+  return weights;
+}
+
+TEST(CpuModelTest, GroupsThatDoNotFollowTheInputs) {
+  const auto tokens = random_tokens(37, 61, 11);
+  for (const bool shared : {true, false}) {
+    for (const bool symmetric : {true, false}) {
+      const ModelWeights weights = act_order_model(shared, symmetric);
+      const auto expected = reference(weights, tokens, 1);
+      const auto with = [](Activations activations) {
+        return CpuModelOptions{.activations = activations, .head_type = HeadType::bf16};  // the embedding as it is
+      };
+      CpuModel exact(weights), fast(weights, with(Activations::a16)), a8(weights, with(Activations::a8));
+      EXPECT_LT(relative_error(hidden(exact, tokens), expected), kTolerance);
+      // As far from the reference as the same activations are with groups in order.
+      ModelWeights in_order = weights;
+      for (int i = 0; i < module_count(weights.config); ++i) std::get<W4Matrix>(in_order.linear({i}).weight).group_index.clear();
+      const auto other = reference(in_order, tokens, 1);
+      for (auto* model : {&fast, &a8}) {
+        CpuModel plain(in_order, with(model->activations()));
+        const double usual = relative_error(hidden(plain, tokens), other), found = relative_error(hidden(*model, tokens), expected);
+        EXPECT_LT(found, 2 * usual + 1e-6) << shared << symmetric;
+      }
+      EXPECT_GT(relative_error(hidden(exact, tokens), other), 1e-2) << "the order makes no difference";
+      // One token at a time from a cache: other kernels.
+      const auto cache = fast.make_cache(1, 37);
+      std::vector<float> states;
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        const auto part = hidden(fast, std::span(tokens).subspan(i, 1), 1, cache.get());
+        states.insert(states.end(), part.begin(), part.end());
+      }
+      EXPECT_LT(relative_error(states, expected), 1e-3);
+    }
+  }
+}
+
+TEST(CpuModelTest, APlantedWrongOrderIsSeen) {
+  const auto tokens = random_tokens(20, 61, 12);
+  const ModelWeights good = act_order_model(true, true);
+  const auto expected = reference(good, tokens, 1);
+  ModelWeights bad = good;
+  auto& groups = std::get<W4Matrix>(bad.linear(ModuleId::of(1, LinearKind::down_proj)).weight).group_index;
+  const auto other = std::find_if(groups.begin(), groups.end(), [&](auto group) { return group != groups[0]; });
+  std::swap(groups[0], *other);
+  for (const Activations activations : {Activations::f32, Activations::a16}) {
+    const CpuModelOptions options{.activations = activations, .head_type = HeadType::bf16};
+    CpuModel right(good, options), wrong(bad, options);
+    EXPECT_GT(relative_error(hidden(wrong, tokens), expected), 3 * relative_error(hidden(right, tokens), expected));
+  }
+  auto& uneven = std::get<W4Matrix>(bad.linear({2}).weight).group_index;  // what readers refuse
+  uneven.assign(uneven.size(), 0);
+  EXPECT_THROW(CpuModel(bad, {.activations = Activations::a16}), Error);
+}
+
+/// One linear of each type that llama.cpp mixes, beside 4-bit and dense ones.
+ModelWeights block_model() {
+  RandomModelOptions options;
+  options.compensators = true;
+  options.hidden = 256;
+  options.intermediate = 512;
+  options.heads = 4;
+  options.kv_heads = 2;
+  options.head_dim = 64;
+  options.scheme = {32, true};
+  options.dense = DType::bf16;
+  ModelWeights weights = random_model(options);
+  const char* types[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"};
+  for (int i = 0; i < module_count(weights.config); ++i) {
+    if (i % 9 == 8) continue;
+    LinearWeight& weight = weights.linear({i}).weight;
+    const Shape shape = shape_of(weight);
+    weight = random_blocks(shape[0], shape[1], types[i % 9], static_cast<std::uint64_t>(i), 1 / std::sqrt(static_cast<double>(shape[1])));
+  }
+  weights.validate("blocks");
+  return weights;
+}
+
+TEST(CpuModelTest, BlocksOfEveryGgufType) {
+  const auto tokens = random_tokens(37, 61, 13);
+  const ModelWeights weights = block_model();
+  const auto expected = reference(weights, tokens, 1);
+  CpuModel exact(weights), fast(weights, {.activations = Activations::a16, .head_type = HeadType::bf16});
+  EXPECT_LT(relative_error(hidden(exact, tokens), expected), 1e-5);  // sums of 512
+  EXPECT_LT(relative_error(hidden(fast, tokens), expected), 1e-2);  // rounded to bf16
+  ModelWeights planted = weights;
+  auto& blocks = std::get<BlockMatrix>(planted.linear({4}).weight).blocks;
+  blocks[5] ^= std::byte{0x10};  // a single code
+  CpuModel wrong(planted);
+  EXPECT_GT(relative_error(hidden(wrong, tokens), expected), 1e-4);
+  std::get<BlockMatrix>(planted.linear({4}).weight).blocks.pop_back();
+  EXPECT_THROW(CpuModel{planted}, Error);
 }
 
 TEST(CpuModelTest, EveryInstructionSetAgreesWithTheReference) {

@@ -97,6 +97,14 @@ std::vector<PackedMatrix> matrices(std::int64_t rows, std::int64_t cols, const P
   for (const char* scheme : kSchemes) {
     out.push_back(PackedMatrix::from_w4(random_w4(rows, cols, parse_scheme(scheme), 7), scheme, context));
   }
+  W4Matrix regrouped = random_w4(rows, cols, {32, false}, 7);
+  testing::shuffle_groups(regrouped, 5);
+  out.push_back(PackedMatrix::from_w4(regrouped, "regrouped", context));
+  if (cols % 32 == 0) {
+    for (const char* type : {"Q8_0", "Q5_0", "Q5_1"}) {
+      out.push_back(PackedMatrix::from_blocks(testing::random_blocks(rows, cols, type, 6), type, context));
+    }
+  }
   const Tensor dense = Tensor::from_floats({rows, cols}, random_floats(rows * cols, 8));
   for (const HeadType type : {HeadType::int8, HeadType::bf16, HeadType::w4}) {
     out.push_back(PackedMatrix::head(dense, type, "head", context));
@@ -117,6 +125,34 @@ TEST_P(PackedTest, UnpackedRowsAreTheWeights) {
     }
     const Tensor dense = Tensor::from_floats({rows, cols}, random_floats(rows * cols, 8)).to(DType::bf16);
     EXPECT_EQ(values_of(PackedMatrix::to_bf16(dense, "", context_).view()).values, ref::dequantize(dense).values);
+  }
+}
+
+TEST_P(PackedTest, UnpackedRowsOfRegroupedWeightsAreSortedByGroup) {
+  W4Matrix source = random_w4(33, 200, {64, false}, 7);
+  testing::shuffle_groups(source, 3);
+  const auto order = source.columns_by_group();
+  const RefMatrix found = values_of(PackedMatrix::from_w4(source, "", context_).view()), expected = ref::dequantize(source);
+  ASSERT_EQ(order.size(), 200U);
+  for (std::int64_t row = 0; row < 33; ++row) {
+    for (std::int64_t i = 0; i < 200; ++i) {
+      ASSERT_EQ(found.at(row, i), expected.at(row, order[static_cast<std::size_t>(i)])) << row << " " << i;
+    }
+  }
+}
+
+TEST_P(PackedTest, UnpackedRowsOfBlocksAreTheWeights) {
+  for (const char* type : {"Q4_0", "Q5_0", "Q8_0", "Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q6_K"}) {
+    const std::int64_t cols = std::string_view(type).ends_with("_K") ? 512 : 96;
+    const BlockMatrix source = testing::random_blocks(37, cols, type, 11);
+    const PackedMatrix packed = PackedMatrix::from_blocks(source, type, context_);
+    RefMatrix expected = ref::dequantize(source);
+    const bool exact = source.type->block_size == 32 && source.type->second_half < 0;
+    EXPECT_EQ(packed.view().kind, exact ? PackedKind::w8 : PackedKind::bf16) << type;
+    if (!exact) {
+      for (double& v : expected.values) v = bf16_to_f32(f32_to_bf16(static_cast<float>(v)));
+    }
+    EXPECT_EQ(values_of(packed.view()).values, expected.values) << type;
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 
 namespace spear::testing {
@@ -23,6 +24,36 @@ W4Matrix random_w4(std::int64_t rows, std::int64_t cols, const W4Scheme& scheme,
   if (!scheme.symmetric) zeros.resize(scales.size());
   for (auto& zero : zeros) zero = static_cast<std::uint8_t>(random.below(16));
   return pack_w4(rows, cols, scheme, codes, scales, zeros);
+}
+
+void shuffle_groups(W4Matrix& matrix, std::uint64_t seed) {
+  if (matrix.groups() == 1) return;  // as readers have it
+  std::vector<std::int32_t> groups;
+  for (std::int64_t col = 0; col < matrix.cols; ++col) groups.push_back(static_cast<std::int32_t>(matrix.group_of(col)));
+  Random random(seed, 4);
+  for (std::size_t i = groups.size(); i > 1; --i) std::swap(groups[i - 1], groups[random.below(i)]);
+  matrix.group_index = std::move(groups);
+}
+
+BlockMatrix random_blocks(std::int64_t rows, std::int64_t cols, const char* type, std::uint64_t seed, double size) {
+  BlockMatrix out{rows, cols, nullptr, {}};
+  for (std::uint32_t id = 0; id < 64; ++id) {
+    const GgufType* found = find_gguf_type(id);
+    if (found != nullptr && std::string_view(found->name) == type) out.type = found;
+  }
+  Random random(seed, 5);
+  out.blocks.resize(static_cast<std::size_t>(out.storage_bytes()));
+  for (auto& byte : out.blocks) byte = static_cast<std::byte>(random.below(256));
+  // Six-bit scales times four- to six-bit codes: the half is what brings them down to `size`.
+  const double half = size / (out.type->block_size == 256 ? 300.0 : 10.0);
+  for (std::int64_t at = 0; at < out.storage_bytes(); at += out.type->block_bytes) {
+    for (const std::int64_t offset : {out.type->first_half, out.type->second_half}) {
+      if (offset < 0) continue;
+      const std::uint16_t bits = f32_to_f16(static_cast<float>(half * (random.uniform() - 0.5)));
+      std::memcpy(out.blocks.data() + at + offset, &bits, sizeof bits);
+    }
+  }
+  return out;
 }
 
 std::shared_ptr<const CompensatorInput> random_input(std::int64_t rows, std::int64_t cols, std::uint64_t seed) {

@@ -278,6 +278,25 @@ class ReaderTest(unittest.TestCase):
     def test_asymmetric_per_channel(self):
         self.check_logits(symmetric=False, seed=3)
 
+    def test_groups_that_do_not_follow_the_columns(self):
+        for name in ("ct-act-order-sym-g32", "ct-act-order-asym-g128"):
+            folder = Path(__file__).resolve().parents[1] / "data" / "quantized" / name
+            expected, _ = spear_reader.read_safetensors(folder / "expected.tensors")
+            model = spear_reader.SpearModel(folder)
+            for module, values in expected.items():
+                np.testing.assert_array_equal(model.weights[module], values.values, module)
+
+    def test_groups_that_make_no_sense_are_refused(self):
+        folder = Path(__file__).resolve().parents[1] / "data" / "quantized" / "ct-act-order-sym-g32"
+        tensors, _ = spear_reader.read_safetensors(folder / "model.safetensors")
+        (self.path / "config.json").write_bytes((folder / "config.json").read_bytes())
+        name = "model.layers.0.mlp.up_proj.weight_g_idx"
+        for groups, pattern in (([2] + [1] * 63, "does not exist"), ([-2] + [1] * 63, "does not exist"), ([0] * 33 + [1] * 31, "other sizes"), ([0] * 63, "shape")):
+            changed = {n: (t.dtype, list(t.values.shape), t.values.tobytes()) for n, t in tensors.items()}
+            changed[name] = ("I32", [len(groups)], struct.pack(f"<{len(groups)}i", *groups))
+            write_safetensors(self.path / "model.safetensors", changed)
+            self.expect_refused(pattern)
+
     def test_nibbles(self):
         rng = random.Random(4)
         for count in (1, 7, 8, 9, 30):

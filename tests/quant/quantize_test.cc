@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "ops/random_model.h"
 #include "quant/gptq.h"
 #include "quant/whitened_factors.h"
 #include "tensor/dtype.h"
@@ -103,6 +104,27 @@ TEST(QuantizedLinearTest, PacksAndUnpacksWithoutChange) {
     EXPECT_TRUE(back.scales.equal(q.scales)) << to_string(scheme);
     EXPECT_TRUE(back.zeros.equal(q.zeros));
     EXPECT_TRUE(testing::as_tensor(packed.dequantize(), {9, 77}).equal(q.dequantize()));
+  }
+}
+
+TEST(QuantizedLinearTest, KeepsTheOrderOfGroups) {
+  for (const bool symmetric : {true, false}) {
+    W4Matrix packed = quantize_clip(random_tensor({9, 77}, 4), {32, symmetric}, torch::ones({77})).pack();
+    testing::shuffle_groups(packed, 3);
+    const auto q = unpack(packed, torch::kCPU);
+    EXPECT_TRUE(testing::as_tensor(packed.dequantize(), {9, 77}).equal(q.dequantize()));
+    EXPECT_EQ(q.pack().group_index, packed.group_index);
+    EXPECT_EQ(q.pack().packed, packed.packed);
+    EXPECT_TRUE(q.rows(2, 3).dequantize().equal(q.dequantize().narrow(0, 2, 3)));
+    W4Matrix other = packed;
+    testing::shuffle_groups(other, 4);
+    EXPECT_FALSE(unpack(other, torch::kCPU).dequantize().equal(q.dequantize()));
+    // Below each other: as codes where the order is one, as values where it is not.
+    EXPECT_TRUE(stack_rows({q, q}).codes.defined());
+    const auto mixed = stack_rows({q, unpack(other, torch::kCPU)});
+    EXPECT_TRUE(mixed.values.defined());
+    EXPECT_TRUE(mixed.rows(0, 9).dequantize().equal(q.dequantize()));
+    EXPECT_THROW(mixed.pack(), Error);
   }
 }
 

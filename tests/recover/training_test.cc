@@ -240,6 +240,34 @@ TrainOptions options() {
   return o;
 }
 
+TEST(CodeStepTest, GroupsThatDoNotFollowTheColumns) {
+  const std::int64_t rows = 5, cols = 72;
+  W4Matrix matrix = testing::random_w4(rows, cols, {32, false}, 3);
+  testing::shuffle_groups(matrix, 8);
+  const QuantizedLinear q = unpack(matrix, torch::kCPU);
+  LatentWeight latent{q.scheme, q.codes.clone(), q.zeros, q.group_index};
+  for (const auto type : {torch::kFloat32, torch::kBFloat16}) {
+    auto weight = torch::empty({rows, cols}, torch::TensorOptions().dtype(type));
+    write_weight(latent, q.scales, weight);
+    EXPECT_TRUE(weight.equal(q.dequantize().to(type)));
+    const auto gradient = random_tensor({rows, cols}, 9).to(type);
+    const auto found = log_scale_gradient(gradient, weight, q.scheme, q.group_index);
+    auto expected = torch::zeros({rows, 3});
+    for (std::int64_t col = 0; col < cols; ++col) {
+      expected.select(1, matrix.group_of(col)) +=
+          gradient.select(1, col).to(torch::kFloat32) * weight.select(1, col).to(torch::kFloat32);
+    }
+    EXPECT_LT(distance(found, expected), 1e-4 * expected.norm().item<double>());
+    EXPECT_GT(distance(log_scale_gradient(gradient, weight, q.scheme), expected), 0.01 * expected.norm().item<double>());
+    LatentWeight stepped{q.scheme, q.codes.clone(), q.zeros, q.group_index};
+    step_codes(stepped, -q.scales, gradient, 0.25);  // the step has the scale's sign
+    const auto direction = (q.codes - stepped.latent) * 4;
+    const auto wanted = -gradient.to(torch::kFloat32).sign();
+    const auto free = (q.codes > 0) & (q.codes < 15);
+    EXPECT_TRUE(direction.masked_select(free).equal(wanted.masked_select(free)));
+  }
+}
+
 TEST(TrainTest, ReferenceStatesAndHeldOutKlByTheDefinition) {
   Trained run({});
   run.trainable->install(true, true);

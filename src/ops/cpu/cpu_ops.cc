@@ -29,7 +29,18 @@ Activations activations_of(LinearKind kind, Activations wanted) {
   return attention_input && wanted == Activations::a8 ? Activations::a16 : wanted;
 }
 
-/// bf16 weights are packed as they are; others would lose bits, which only 8-bit activations take for speed.
+/// A of a compensator with its columns in another order.
+std::vector<std::int8_t> reordered(const CompensatorInput& a, const std::vector<std::int32_t>& order) {
+  std::vector<std::int8_t> out(a.values.size());
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const std::size_t col = i % order.size();
+    out[i] = a.values[i - col + static_cast<std::size_t>(order[col])];
+  }
+  return out;
+}
+
+/// bf16 weights are packed as they are; others would lose bits, which only 8-bit activations take for speed. Blocks of GGUF
+/// are packed, rounded or not, whatever the activations: decoding them for every token would take longer than all the rest.
 bool packs(const LinearWeight& weight, Activations activations) {
   if (activations == Activations::f32) return false;
   const auto* dense = std::get_if<Tensor>(&weight);
@@ -71,12 +82,19 @@ void CpuWeights::add_module(const LinearModule& module, ModuleId id, const PackC
     linear.weight.emplace(module.weight, id.name());
   } else if (const auto* w4 = std::get_if<W4Matrix>(&module.weight)) {
     linear.packed = PackedMatrix::from_w4(*w4, id.name(), context);
+    linear.input_order = known_order(w4->columns_by_group());
+  } else if (const auto* blocks = std::get_if<BlockMatrix>(&module.weight)) {
+    linear.packed = PackedMatrix::from_blocks(*blocks, id.name(), context);
   } else {
     linear.packed = PackedMatrix::to_bf16(std::get<Tensor>(module.weight), id.name(), context);
   }
   require_shape(linear, out_features(config, id.kind()), in_features(config, id.kind()), id.name());
   if (has_bias(config, id.kind())) linear.bias = vector_of(module.bias, linear.rows(), id.name() + ".bias");
   if (module.compensator) add_compensator(*module.compensator, id, linear, context);
+}
+
+CpuWeights::InputOrder CpuWeights::known_order(std::vector<std::int32_t> order) {
+  return order.empty() ? nullptr : &*input_orders_.insert(std::move(order)).first;
 }
 
 void CpuWeights::add_compensator(const Compensator& compensator, ModuleId id, Linear& linear,
@@ -91,8 +109,11 @@ void CpuWeights::add_compensator(const Compensator& compensator, ModuleId id, Li
     linear.compensator.emplace(compensator);
     return;
   }
-  PackedMatrix& packed = packed_inputs_[&a];
-  if (packed.empty()) packed = PackedMatrix::from_int8(a.values, a.rows, a.cols, a.scales, context);
+  PackedMatrix& packed = packed_inputs_[{&a, linear.input_order}];
+  if (packed.empty()) {
+    const auto values = linear.input_order == nullptr ? a.values : reordered(a, *linear.input_order);
+    packed = PackedMatrix::from_int8(values, a.rows, a.cols, a.scales, context);
+  }
   linear.packed_a = &packed;
   linear.packed_compensator.emplace(compensator, linear.packed.view(), id.name());
 }
@@ -105,8 +126,9 @@ void CpuWeights::read_embedding(const Kernels& kernels, std::int64_t token, floa
 void CpuWeights::release(ModelWeights& weights) const {
   for (int index = 0; index < module_count(config); ++index) {
     if (linears[static_cast<std::size_t>(index)].weight) continue;
-    if (auto* w4 = std::get_if<W4Matrix>(&weights.linear({index}).weight))
-      std::vector<std::uint32_t>().swap(w4->packed);
+    LinearWeight& weight = weights.linear({index}).weight;
+    if (auto* w4 = std::get_if<W4Matrix>(&weight)) std::vector<std::uint32_t>().swap(w4->packed);
+    if (auto* blocks = std::get_if<BlockMatrix>(&weight)) std::vector<std::byte>().swap(blocks->blocks);
   }
 }
 
@@ -145,12 +167,15 @@ Stream<CpuOps> CpuOps::embed(const Batch& batch, NormId gain) {
 }
 
 void CpuOps::apply(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out) {
-  const auto is_packed = [this](ModuleId id) { return !w_.linears[static_cast<std::size_t>(id.index)].packed.empty(); };
-  // Modules of one input may differ in format: runs of a kind go together.
+  const auto kind_of = [this](ModuleId id) {
+    const auto& linear = w_.linears[static_cast<std::size_t>(id.index)];
+    return std::pair(!linear.packed.empty(), linear.input_order);
+  };
+  // Modules of one input may differ in format or in the order of their inputs: runs of a kind go together.
   for (std::size_t first = 0, last; first < ids.size(); first = last) {
-    const bool packed = is_packed(ids[first]);
-    for (last = first + 1; last < ids.size() && is_packed(ids[last]) == packed;) ++last;
-    const auto apply_run = packed ? &CpuOps::apply_packed : &CpuOps::apply_unpacked;
+    const auto kind = kind_of(ids[first]);
+    for (last = first + 1; last < ids.size() && kind_of(ids[last]) == kind;) ++last;
+    const auto apply_run = kind.first ? &CpuOps::apply_packed : &CpuOps::apply_unpacked;
     (this->*apply_run)(x, ids.subspan(first, last - first), out.subspan(first, last - first));
   }
   for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -180,13 +205,28 @@ void CpuOps::apply_packed(const Activation& x, std::span<const ModuleId> ids, st
     jobs[i].input = static_cast<std::size_t>(known - begin);
     if (known == end) inputs[input_count++] = &linear.packed_a->view();
   }
-  FusedInput input{x.data.get(), x.rows};
+  Activation sorted;
+  if (const auto* order = w_.linears[static_cast<std::size_t>(ids.front().index)].input_order) sorted = ordered(x, *order);
+  FusedInput input{sorted.rows > 0 ? sorted.data.get() : x.data.get(), x.rows};
   if (x.up) {
     input.activate = gated_kernel();
     input.other = x.up.get();
   }
   fused_.run(activations_of(ids.front().kind(), w_.activations), input, {jobs.data(), ids.size()},
              {inputs.data(), input_count});
+}
+
+/// Columns of x in this order; x is no gated_act() that is still to be carried out.
+CpuOps::Activation CpuOps::ordered(const Activation& x, const std::vector<std::int32_t>& order) {
+  Activation out(x.rows, x.cols);
+  pool_.parallel_for(x.rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const float* const from = x.data.get() + i * x.cols;
+      float* const to = out.row(i);
+      for (std::size_t col = 0; col < order.size(); ++col) to[col] = from[order[col]];
+    }
+  });
+  return out;
 }
 
 void CpuOps::apply_unpacked(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out) {
@@ -252,7 +292,8 @@ void CpuOps::activate(Activation& gate) {
 
 Stream<CpuOps> CpuOps::linear_tail(Activation y, const Tail& tail, Stream<CpuOps> stream) {
   Activation out;
-  if (y.up && w_.linears[static_cast<std::size_t>(tail.linear.index)].packed.empty()) activate(y);
+  const auto& linear = w_.linears[static_cast<std::size_t>(tail.linear.index)];
+  if (y.up && (linear.packed.empty() || linear.input_order != nullptr)) activate(y);
   apply(y, {&tail.linear, 1}, {&out, 1});
   const float* const output = tail.output ? w_.norms[static_cast<std::size_t>(tail.output->index)].data() : nullptr;
   const auto& next = w_.norms[static_cast<std::size_t>(tail.next.index)];

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -30,6 +31,8 @@ struct CpuWeights {
   struct Linear {
     PackedMatrix packed;
     const PackedMatrix* packed_a = nullptr;  ///< shared by the modules that share A
+    /// Of packed and packed_a: their column i multiplies this input; null when that is input i.
+    const std::vector<std::int32_t>* input_order = nullptr;
     std::optional<PackedCompensator> packed_compensator;
 
     std::optional<Matrix> weight;
@@ -62,7 +65,11 @@ struct CpuWeights {
   void add_module(const LinearModule& module, ModuleId id, const PackContext& context);
   void add_compensator(const Compensator& compensator, ModuleId id, Linear& linear, const PackContext& context);
 
-  std::map<const CompensatorInput*, PackedMatrix> packed_inputs_;
+  using InputOrder = const std::vector<std::int32_t>*;
+  InputOrder known_order(std::vector<std::int32_t> order);
+
+  std::set<std::vector<std::int32_t>> input_orders_;  ///< each once, so that equal ones have one address
+  std::map<std::pair<const CompensatorInput*, InputOrder>, PackedMatrix> packed_inputs_;
 };
 
 class CpuOps {
@@ -124,6 +131,7 @@ class CpuOps {
   void apply(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
   bool compensates(ModuleId id) const { return compensators_ && active_[static_cast<std::size_t>(id.index)] != 0; }
   void apply_packed(const Activation& x, std::span<const ModuleId> ids, std::span<Activation> out);
+  Activation ordered(const Activation& x, const std::vector<std::int32_t>& order);
   void activate(Activation& gate);
   decltype(Kernels::silu_multiply) gated_kernel() const {
     return w_.config.hidden_act == HiddenAct::silu ? kernels_.silu_multiply : kernels_.gelu_multiply;

@@ -8,7 +8,10 @@
 
 namespace spear {
 
-enum class WeightKind { f32, f16, bf16, w4, i8 };
+struct GgufType;
+
+/// custom: decoded by the view's own function, in float32 and without vector instructions of a table.
+enum class WeightKind { f32, f16, bf16, w4, i8, custom };
 
 /// A weight matrix [rows, cols] in any storage format, as kernels see it. Owns nothing; rows are 4-byte aligned
 /// for f32 and w4, 2-byte aligned for f16 and bf16.
@@ -21,6 +24,10 @@ struct WeightView {
   const std::uint8_t* zeros = nullptr;  ///< w4: [rows, groups], or null for 8 everywhere
   std::int64_t groups = 1;              ///< w4: scales per row
   std::int64_t group_size = 0;          ///< w4: columns per scale, a multiple of 8, or 0 for whole rows
+  /// custom: what read_row does; it may use the fields above and these two.
+  void (*read)(const WeightView& weight, std::int64_t row, std::int64_t begin, std::int64_t end, float* out) = nullptr;
+  const std::int32_t* group_index = nullptr;  ///< [cols], of a w4 matrix
+  const GgufType* type = nullptr;             ///< of blocks
 };
 
 /// Widest panel of any table, in floats.

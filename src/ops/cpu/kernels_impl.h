@@ -64,6 +64,9 @@ void read_row(const WeightView& weight, std::int64_t row, std::int64_t begin, st
     case WeightKind::w4:
       read_w4(weight, row, begin, end, out);
       break;
+    case WeightKind::custom:
+      weight.read(weight, row, begin, end, out);
+      break;
   }
 }
 

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "base/error.h"
@@ -26,6 +28,40 @@ WeightKind dense_kind(DType type, const std::string& where) {
     default:
       throw bad_input(fmt::format("weights of type {} have no CPU kernel", name(type)), where,
                       "store the tensor as F32, F16 or BF16");
+  }
+}
+
+/// 4-bit codes whose groups do not follow the columns.
+void read_grouped(const WeightView& weight, std::int64_t row, std::int64_t begin, std::int64_t end, float* out) {
+  const auto* const words = static_cast<const std::uint32_t*>(weight.data) + row * (weight.row_bytes / 4);
+  const float* const scales = weight.scales + row * weight.groups;
+  const std::uint8_t* const zeros = weight.zeros == nullptr ? nullptr : weight.zeros + row * weight.groups;
+  for (std::int64_t col = begin; col < end; ++col) {
+    const std::int32_t group = weight.group_index[col];
+    const auto code = static_cast<int>(words[col / 8] >> (4 * (col % 8)) & 0xfU);
+    out[col - begin] = scales[group] * static_cast<float>(code - (zeros == nullptr ? 8 : zeros[group]));
+  }
+}
+
+void read_blocks(const WeightView& weight, std::int64_t row, std::int64_t begin, std::int64_t end, float* out) {
+  constexpr std::int64_t kLargestBlock = 256;
+  const GgufType& type = *weight.type;
+  const auto* const blocks = static_cast<const std::byte*>(weight.data) + row * weight.row_bytes;
+  while (begin < end) {
+    const std::int64_t block = begin / type.block_size, inside = begin % type.block_size;
+    const std::int64_t whole = inside == 0 ? (end - begin) / type.block_size : 0, count = std::max<std::int64_t>(whole, 1);
+    const std::span bytes(blocks + block * type.block_bytes, static_cast<std::size_t>(count * type.block_bytes));
+    std::int64_t done = whole * type.block_size;
+    if (whole > 0) {
+      type.dequantize(bytes, {out, static_cast<std::size_t>(done)});
+    } else {
+      std::array<float, kLargestBlock> values;
+      type.dequantize(bytes, {values.data(), static_cast<std::size_t>(type.block_size)});
+      done = std::min(end - begin, type.block_size - inside);
+      std::copy_n(values.data() + inside, done, out);
+    }
+    out += done;
+    begin += done;
   }
 }
 
@@ -66,11 +102,29 @@ Matrix::Matrix(const W4Matrix& packed, const std::string& where) : scales_(float
            packed.zeros.empty() ? nullptr : packed.zeros.data(),
            packed.groups(),
            group_size};
+  if (packed.group_index.empty()) return;
+  view_.kind = WeightKind::custom;
+  view_.read = read_grouped;
+  view_.group_index = packed.group_index.data();
+}
+
+Matrix::Matrix(const BlockMatrix& blocks, const std::string& where) {
+  if (blocks.type == nullptr || !blocks.type->quantized() || blocks.cols % blocks.type->block_size != 0 ||
+      static_cast<std::int64_t>(blocks.blocks.size()) != blocks.storage_bytes()) {
+    throw bad_input(fmt::format("the blocks do not fit [{}, {}]", blocks.rows, blocks.cols), where,
+                    "the file is damaged; get it again");
+  }
+  view_.kind = WeightKind::custom;
+  view_.rows = blocks.rows;
+  view_.cols = blocks.cols;
+  view_.data = blocks.blocks.data();
+  view_.row_bytes = blocks.row_bytes();
+  view_.read = read_blocks;
+  view_.type = blocks.type;
 }
 
 Matrix::Matrix(const LinearWeight& weight, const std::string& where)
-    : Matrix(std::holds_alternative<Tensor>(weight) ? Matrix(std::get<Tensor>(weight), where)
-                                                    : Matrix(std::get<W4Matrix>(weight), where)) {}
+    : Matrix(std::visit([&](const auto& w) { return Matrix(w, where); }, weight)) {}
 
 Matrix::Matrix(std::span<const std::int8_t> values, std::int64_t rows, std::int64_t cols,
                std::span<const std::uint16_t> row_scales)

@@ -16,9 +16,10 @@ class Matrix {
  public:
   Matrix(Matrix&&) = default;
   Matrix& operator=(Matrix&&) = default;
-  /// Both throw Error(bad_input) naming `where` when sizes disagree or the dtype is none of f32, f16, bf16.
+  /// All throw Error(bad_input) naming `where` when sizes disagree or the dtype is none of f32, f16, bf16.
   Matrix(const Tensor& tensor, const std::string& where);
   Matrix(const W4Matrix& packed, const std::string& where);
+  Matrix(const BlockMatrix& blocks, const std::string& where);
   Matrix(const LinearWeight& weight, const std::string& where);
   /// int8 with a scale per row (f16 bits, [rows]), or without scales.
   Matrix(std::span<const std::int8_t> values, std::int64_t rows, std::int64_t cols,

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "ops/cpu/matrix.h"
 #include "tensor/dtype.h"
 #include "tensor/vector_math.h"
 
@@ -42,6 +43,18 @@ void read_floats(const Tensor& tensor, std::int64_t row, float* out) {
   }
   const std::uint16_t* const bits = tensor.as<std::uint16_t>().data() + row * cols;
   tensor.dtype() == DType::bf16 ? widen_bf16(bits, cols, out) : widen_f16(bits, cols, out);
+}
+
+/// The nibbles of one row's words in this order of columns, in `out`; the last word is padded with 8.
+const std::uint32_t* sorted_codes(const std::uint32_t* words, const std::vector<std::int32_t>& order,
+                                  std::vector<std::uint32_t>& out) {
+  out.assign((order.size() + 7) / 8, 0x88888888U);
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    const auto col = static_cast<std::uint32_t>(order[i]);
+    const std::uint32_t code = words[col / 8] >> (4 * (col % 8)) & 0xfU, shift = 4 * (static_cast<std::uint32_t>(i) % 8);
+    out[i / 8] = (out[i / 8] & ~(0xfU << shift)) | code << shift;
+  }
+  return out.data();
 }
 
 /// codes = zero + round(v / scale), at most `top` from zero, with scale = f16(max|v| / top); returns the scale's bits.
@@ -150,8 +163,15 @@ PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, 
                     "the checkpoint is damaged; write it again");
   }
   PackedMatrix out(PackedKind::w4, m.rows, m.cols, m.scheme.group_size, !m.scheme.symmetric, context.arena);
+  const auto order = m.columns_by_group();
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    if (m.group_of(order[i]) == static_cast<std::int64_t>(i) / m.scheme.group_size) continue;
+    throw bad_input("groups of unequal size", where, "get the model again");  // readers see to it
+  }
   out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
-    const std::uint32_t* const words = m.packed.data() + row * m.words_per_row();
+    const std::uint32_t* words = m.packed.data() + row * m.words_per_row();
+    thread_local std::vector<std::uint32_t> sorted;
+    if (!order.empty()) words = sorted_codes(words, order, sorted);
     for (std::int64_t i = 0; i < m.words_per_row(); ++i, lane += out.lane_stride()) {
       const std::uint32_t step = shuffle_nibbles(words[i]);
       std::memcpy(lane, &step, sizeof step);
@@ -211,12 +231,55 @@ PackedMatrix PackedMatrix::round_to(PackedKind kind, const Tensor& tensor, const
 
 PackedMatrix PackedMatrix::to_bf16(const Tensor& tensor, const std::string& where, const PackContext& context) {
   require_matrix(tensor, where);
-  PackedMatrix out(PackedKind::bf16, tensor.dim(0), tensor.dim(1), 0, false, context.arena);
+  return bf16_of(tensor.dim(0), tensor.dim(1), [&](std::int64_t row, float* out) { read_floats(tensor, row, out); }, context);
+}
+
+PackedMatrix PackedMatrix::from_blocks(const BlockMatrix& matrix, const std::string& where, const PackContext& context) {
+  const Matrix checked(matrix, where);
+  if (matrix.type->block_size == kRoundedGroup && matrix.type->second_half < 0) return w8_of(matrix, context);
+  const auto read = [&](std::int64_t row, float* out) {
+    matrix.dequantize_row(row, {out, static_cast<std::size_t>(matrix.cols)});
+  };
+  return bf16_of(matrix.rows, matrix.cols, read, context);
+}
+
+/// Blocks of 32 that are one F16 number times integers of at most 8 bits: Q8_0, Q5_0, Q4_0.
+PackedMatrix PackedMatrix::w8_of(const BlockMatrix& matrix, const PackContext& context) {
+  constexpr std::uint16_t kOne = 0x3c00;  // F16
+  PackedMatrix out(PackedKind::w8, matrix.rows, matrix.cols, kRoundedGroup, false, context.arena);
+  out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
+    thread_local std::vector<std::byte> blocks;
+    thread_local std::vector<float> codes;
+    const std::byte* const stored = matrix.blocks.data() + row * matrix.row_bytes();
+    blocks.assign(stored, stored + matrix.row_bytes());
+    codes.assign(static_cast<std::size_t>(out.view_.depth), 0.0F);
+    for (std::int64_t group = 0; group < out.view_.groups; ++group) {
+      std::uint16_t& scale = out.group_scales_[out.scale_index(row, group)];
+      scale = 0;
+      if (group >= matrix.cols / kRoundedGroup) continue;  // padding
+      std::byte* const half = blocks.data() + group * matrix.type->block_bytes + matrix.type->first_half;
+      std::memcpy(&scale, half, sizeof scale);
+      std::memcpy(half, &kOne, sizeof kOne);
+    }
+    matrix.type->dequantize(blocks, codes);  // with scales of 1: the integers
+    for (std::int64_t i = 0; i < out.view_.depth; i += 4, lane += out.lane_stride()) {
+      std::uint8_t step[4];
+      for (std::int64_t j = 0; j < 4; ++j) step[j] = static_cast<std::uint8_t>(128 + static_cast<int>(codes[static_cast<std::size_t>(i + j)]));
+      std::memcpy(lane, step, sizeof step);
+    }
+  });
+  return out;
+}
+
+/// read(row, out): the values of a row.
+PackedMatrix PackedMatrix::bf16_of(std::int64_t rows, std::int64_t cols,
+                                   const std::function<void(std::int64_t, float*)>& read, const PackContext& context) {
+  PackedMatrix out(PackedKind::bf16, rows, cols, 0, false, context.arena);
   out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     thread_local std::vector<float> values;
-    values.resize(static_cast<std::size_t>(tensor.dim(1)));
-    read_floats(tensor, row, values.data());
-    for (std::int64_t col = 0; col < tensor.dim(1); ++col) {
+    values.resize(static_cast<std::size_t>(cols));
+    read(row, values.data());
+    for (std::int64_t col = 0; col < cols; ++col) {
       const std::uint16_t bits = f32_to_bf16(values[static_cast<std::size_t>(col)]);
       std::memcpy(lane + col / 2 * out.lane_stride() + col % 2 * 2, &bits, sizeof bits);
     }

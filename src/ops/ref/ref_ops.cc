@@ -7,11 +7,9 @@ namespace spear {
 namespace ref {
 
 RefMatrix dequantize(const LinearWeight& weight) {
-  const bool dense = std::holds_alternative<Tensor>(weight);
-  const auto* packed = std::get_if<W4Matrix>(&weight);
-  RefMatrix out(dense ? std::get<Tensor>(weight).dim(0) : packed->rows,
-                dense ? std::get<Tensor>(weight).dim(1) : packed->cols);
-  const auto floats = dense ? std::get<Tensor>(weight).to_floats() : packed->dequantize();
+  const Shape shape = shape_of(weight);
+  RefMatrix out(shape.at(0), shape.at(1));
+  const auto floats = spear::dequantize(weight);
   out.values.assign(floats.begin(), floats.end());
   return out;
 }

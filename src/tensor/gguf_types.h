@@ -14,6 +14,11 @@ struct GgufType {
   std::int64_t block_bytes = 0;
   /// blocks: whole blocks, out: block_size floats for each. Null: the type is known but can't be read.
   void (*dequantize)(std::span<const std::byte> blocks, std::span<float> out) = nullptr;
+  /// Where a block has its one or two F16 numbers (d, then m or dmin), everything else being integers; -1: none.
+  std::int64_t first_half = -1, second_half = -1;
+
+  /// Blocks of integers that can be dequantized, as against plain numbers.
+  bool quantized() const { return block_size > 1 && dequantize != nullptr; }
 };
 
 /// The type with this number, or null when it is unknown.

@@ -1,4 +1,4 @@
-#include "io/gguf_types.h"
+#include "tensor/gguf_types.h"
 
 #include <algorithm>
 #include <array>
@@ -156,17 +156,17 @@ void q6_k(Bytes bytes, Floats out) {
 constexpr std::array kTypes = {
     GgufType{0, "F32", 1, 4, f32},
     GgufType{1, "F16", 1, 2, f16},
-    GgufType{2, "Q4_0", 32, 18, q4_0},
-    GgufType{3, "Q4_1", 32, 20, q4_1},
-    GgufType{6, "Q5_0", 32, 22, q5_0},
-    GgufType{7, "Q5_1", 32, 24, q5_1},
-    GgufType{8, "Q8_0", 32, 34, q8_0},
+    GgufType{2, "Q4_0", 32, 18, q4_0, 0},
+    GgufType{3, "Q4_1", 32, 20, q4_1, 0, 2},
+    GgufType{6, "Q5_0", 32, 22, q5_0, 0},
+    GgufType{7, "Q5_1", 32, 24, q5_1, 0, 2},
+    GgufType{8, "Q8_0", 32, 34, q8_0, 0},
     GgufType{9, "Q8_1", 32, 40},
     GgufType{10, "Q2_K", 256, 84},
     GgufType{11, "Q3_K", 256, 110},
-    GgufType{12, "Q4_K", 256, 144, q4_k},
-    GgufType{13, "Q5_K", 256, 176, q5_k},
-    GgufType{14, "Q6_K", 256, 210, q6_k},
+    GgufType{12, "Q4_K", 256, 144, q4_k, 0, 2},
+    GgufType{13, "Q5_K", 256, 176, q5_k, 0, 2},
+    GgufType{14, "Q6_K", 256, 210, q6_k, 208},
     GgufType{15, "Q8_K", 256, 292},
     GgufType{16, "IQ2_XXS", 256, 66},
     GgufType{17, "IQ2_XS", 256, 74},
