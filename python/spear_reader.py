@@ -4,7 +4,8 @@ An independent reading of docs/checkpoint.md, meant as a way in for researchers 
 
     python -m spear_reader CHECKPOINT --text FILE --context 1024 --windows 20
 
-Needs numpy; `tokenizers` only to tokenize text (--ids takes token ids instead). Also reads plain Hugging Face
+Needs numpy; `tokenizers` only to tokenize text (--ids takes token ids instead), and `gguf` only for checkpoints whose
+backbone is a GGUF file. Also reads plain Hugging Face
 directories of the families llama, mistral, qwen2, qwen3 and gemma3_text (F32, F16, BF16) whose config.json names what
 has a default.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from spear_families import Family, rotate, silu, softmax
+from spear_gguf import read_gguf
 
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
 
@@ -246,12 +248,15 @@ class SpearModel:
 
     def __init__(self, path: str | Path, use_compensators: bool = True):
         path = Path(path)
-        self.config = read_json(path / "config.json")
+        described, inside = path / "config.json", path / "model.gguf"
+        gguf = read_gguf(inside) if inside.exists() and not described.exists() else None
+        described = inside if gguf else described
+        self.config = gguf.config if gguf else read_json(described)
         try:
             scheme = self._read_config(self.config)
         except (KeyError, TypeError, AttributeError, ZeroDivisionError, ValueError) as error:
-            raise CheckpointError(f"{path / 'config.json'}: missing or malformed field: {error}") from error
-        file = TensorFile(self._weight_files(path))
+            raise CheckpointError(f"{described}: missing or malformed field: {error}") from error
+        file = gguf or TensorFile(self._weight_files(path))
         q, kv, d, inner = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.hidden, self.intermediate
         kinds = {f"self_attn.{p}_proj": shape for p, shape in zip("qkvo", ((q, d), (kv, d), (kv, d), (d, q)))}
         kinds |= {"mlp.gate_proj": (inner, d), "mlp.up_proj": (inner, d), "mlp.down_proj": (d, inner)}

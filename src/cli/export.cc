@@ -11,6 +11,7 @@
 #include "cli/commands.h"
 #include "cli/model_options.h"
 #include "engine/mean_gates.h"
+#include "io/checkpoint.h"
 #include "io/gguf_model_writer.h"
 #include "io/gptq_writer.h"
 #include "io/lora_writer.h"
@@ -59,6 +60,10 @@ nlohmann::json export_gptq(const ModelWeights& weights, const Options& options) 
 
 nlohmann::json export_gguf(const ModelWeights& weights, const Options& options) {
   std::optional<GgufFile> source;
+  if (gguf_of_checkpoint(options.model)) {
+    throw usage_error(fmt::format("the checkpoint's backbone is a GGUF file: {}", kGgufModel), options.model,
+                      "use that file; --format gguf-lora writes the compensators beside it");
+  }
   const bool is_file = !fs::is_directory(options.model);
   if (!options.tokenizer.empty() || is_file) source.emplace(options.tokenizer.empty() ? options.model : options.tokenizer);
   std::variant<GgufTokenizer, const GgufFile*> tokenizer = source ? &*source : nullptr;

@@ -33,10 +33,10 @@ void OfflineOptions::add_reference(CLI::App& command) {
 
 void OfflineOptions::add_backbone(CLI::App& command, bool as_model) {
   if (as_model) {
-    command.add_option("--model,--backbone", backbone, "4-bit checkpoint: compressed-tensors, GPTQ or AWQ")->required();
+    command.add_option("--model,--backbone", backbone, "quantized model: compressed-tensors, GPTQ, AWQ or GGUF")->required();
     quantizer = "rtn";
   } else {
-    command.add_option("--backbone", backbone, "4-bit checkpoint (compressed-tensors, GPTQ, AWQ, GGUF in Q4_0) whose codes stay as they are");
+    command.add_option("--backbone", backbone, "quantized model (compressed-tensors, GPTQ, AWQ, GGUF) that stays bit for bit as it is");
   }
 }
 
@@ -103,8 +103,9 @@ RecoverOptions OfflineOptions::resolve() const {
   if (!backbone.empty()) {
     set_quantizer(recipe, "rtn");
     set_tune(recipe, Tune::none);
-    if (kind_of_model(backbone) != ModelKind::checkpoint) {
-      throw bad_input("not a 4-bit checkpoint", backbone, "pass a compressed-tensors, GPTQ or AWQ directory, or use recover without --backbone");
+    if (kind_of_model(backbone) == ModelKind::huggingface) {
+      throw bad_input("nothing in it is quantized: this is a reference, not a backbone", backbone,
+                      "pass a compressed-tensors, GPTQ or AWQ directory or a GGUF file, or leave --backbone out");
     }
   }
   if (!tune.empty()) set_tune(recipe, parse_tune(tune));

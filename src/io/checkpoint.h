@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 
 #include "model/weights.h"
@@ -11,6 +12,7 @@
 namespace spear {
 
 inline constexpr const char* kManifestSchema = "spear.manifest/1";
+inline constexpr const char* kGgufModel = "model.gguf";  ///< the backbone of a checkpoint that keeps a GGUF file
 
 /// Texts that travel with the weights. An empty one is not written.
 struct CheckpointFiles {
@@ -29,11 +31,21 @@ struct CheckpointFiles {
 void write_checkpoint(const std::filesystem::path& directory, const ModelWeights& weights, const CheckpointFiles& files,
                       nlohmann::json manifest);
 
+/// A checkpoint whose backbone is a GGUF file, into an existing directory: model.gguf, a copy of `gguf` byte for byte,
+/// compensators.safetensors (if `weights`, the model of that file, has compensators), and spear.json, last, as above.
+/// `sha256` is what was read from `gguf`; Throws Error(bad_input) when the file has changed since.
+void write_gguf_checkpoint(const std::filesystem::path& directory, const std::filesystem::path& gguf,
+                           const std::string& sha256, const ModelWeights& weights, nlohmann::json manifest);
+
+/// The GGUF file of such a checkpoint; nothing for any other directory.
+std::optional<std::filesystem::path> gguf_of_checkpoint(const std::filesystem::path& directory);
+
 /// The same model with embedding, head and gains rounded as write_checkpoint stores them beside packed linears: what is
 /// measured before writing is what will be read.
 ModelWeights with_stored_embeddings(ModelWeights weights);
 
-/// Reads a checkpoint, or any Hugging Face directory with dense or 4-bit pack-quantized weights, and validates it.
+/// Reads a checkpoint, or any Hugging Face directory with dense or 4-bit weights, and validates it. What a checkpoint's
+/// GGUF file holds quantized stays so.
 /// Hashes are not checked (verify_checkpoint does).
 ModelWeights read_checkpoint(const std::filesystem::path& directory);
 

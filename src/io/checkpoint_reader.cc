@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "io/checkpoint.h"
 #include "io/compensator_file.h"
+#include "io/gguf_model.h"
 #include "io/gptq_linear.h"
 #include "io/hf_config.h"
 #include "io/packed_linear.h"
@@ -138,9 +139,19 @@ nlohmann::json read_manifest(const fs::path& directory) {
   return manifest;
 }
 
+std::optional<fs::path> gguf_of_checkpoint(const fs::path& directory) {
+  std::error_code ignored;
+  const auto has = [&](const char* file) { return fs::exists(directory / file, ignored); };
+  // A config.json stands beside safetensors, whatever else lies there.
+  if (has("config.json") || !has("spear.json") || !has(kGgufModel)) return std::nullopt;
+  return directory / kGgufModel;
+}
+
 ModelWeights read_checkpoint(const fs::path& directory) {
-  const HfConfig config = read_hf_directory_config(directory);
-  ModelWeights weights = take_weights(read_safetensors_directory(directory), config, directory.string());
+  const auto gguf = gguf_of_checkpoint(directory);
+  ModelWeights weights = gguf ? read_gguf_weights(GgufFile(*gguf), /*keep_quantized=*/true)
+                              : take_weights(read_safetensors_directory(directory), read_hf_directory_config(directory),
+                                             directory.string());
 
   const json manifest = fs::exists(directory / "spear.json") ? read_manifest(directory) : json::object();
   const fs::path compensators = directory / "compensators.safetensors";
@@ -150,7 +161,7 @@ ModelWeights read_checkpoint(const fs::path& directory) {
     throw bad_input("the file is missing, but spear.json lists it", compensators.string(),
                     "copy the whole checkpoint directory");
   }
-  weights.embedding_budget_bytes = embedding_budget(weights, manifest);
+  if (!gguf) weights.embedding_budget_bytes = embedding_budget(weights, manifest);
   weights.validate(directory.string());
   return weights;
 }

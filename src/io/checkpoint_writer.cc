@@ -53,6 +53,19 @@ bool any_compensator(const ModelWeights& weights) {
   });
 }
 
+void write_compensators_beside(const fs::path& directory, const ModelWeights& weights, json& hashes) {
+  if (!any_compensator(weights)) return;
+  write_compensators(directory / "compensators.safetensors", weights);
+  hashes["compensators.safetensors"] = sha256_file(directory / "compensators.safetensors");
+}
+
+void write_manifest(const fs::path& directory, json manifest, const ModelWeights& weights, json hashes) {
+  manifest["schema"] = kManifestSchema;
+  manifest["embedding_budget_bytes"] = weights.embedding_budget_bytes;
+  manifest["files"] = std::move(hashes);
+  write_file_atomic(directory / "spear.json", manifest.dump(2) + "\n");
+}
+
 }  // namespace
 
 ModelWeights with_stored_embeddings(ModelWeights weights) {
@@ -90,19 +103,29 @@ void write_checkpoint(const fs::path& directory, const ModelWeights& weights, co
     write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});
     hashes["model.safetensors"] = sha256_file(directory / "model.safetensors");
   }
-  if (any_compensator(weights)) {
-    write_compensators(directory / "compensators.safetensors", weights);
-    hashes["compensators.safetensors"] = sha256_file(directory / "compensators.safetensors");
-  }
+  write_compensators_beside(directory, weights, hashes);
   write_text("tokenizer.json", files.tokenizer_json);
   write_text("tokenizer_config.json", files.tokenizer_config_json);
   write_text("generation_config.json", files.generation_config_json);
-  manifest["schema"] = kManifestSchema;
-  manifest["embedding_budget_bytes"] = weights.embedding_budget_bytes;
   hashes["config.json"] = sha256_hex(config);
-  manifest["files"] = std::move(hashes);
-  write_file_atomic(directory / "spear.json", manifest.dump(2) + "\n");
+  write_manifest(directory, std::move(manifest), weights, std::move(hashes));
   write_file_atomic(directory / "config.json", config);  // last: without it nothing takes the directory for a model
+}
+
+void write_gguf_checkpoint(const fs::path& directory, const fs::path& gguf, const std::string& sha256,
+                           const ModelWeights& weights, json manifest) {
+  std::error_code failure;
+  if (!fs::copy_file(gguf, directory / kGgufModel, failure)) {
+    throw out_of_resources("cannot copy the GGUF file: " + failure.message(), (directory / kGgufModel).string(),
+                           "free disk space, or choose another --out");
+  }
+  json hashes = {{kGgufModel, sha256_file(directory / kGgufModel)}};
+  if (hashes[kGgufModel] != sha256) {
+    throw bad_input("the file is no longer the one that was read at the start", gguf.string(),
+                    "leave it alone while spear runs, and start again");
+  }
+  write_compensators_beside(directory, weights, hashes);
+  write_manifest(directory, std::move(manifest), weights, std::move(hashes));
 }
 
 }  // namespace spear

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <set>
 
 #include "base/error.h"
@@ -159,6 +160,18 @@ class TensorReader {
   std::set<std::string> read_;
 };
 
+/// A quantized linear as it is; row r of the file becomes row target_row(r).
+LinearWeight keep_linear(const GgufTensor& stored, const std::function<std::int64_t(std::int64_t)>& target_row) {
+  if (stored.type->id == kGgufQ4_0) return decode_q4_0(stored.bytes, stored.shape, target_row);
+  BlockMatrix matrix{stored.shape[0], stored.shape[1], stored.type, {}};
+  matrix.blocks.resize(stored.bytes.size());
+  const std::int64_t row_bytes = matrix.row_bytes();
+  for (std::int64_t row = 0; row < matrix.rows; ++row) {
+    std::copy_n(stored.bytes.begin() + row * row_bytes, row_bytes, matrix.blocks.begin() + target_row(row) * row_bytes);
+  }
+  return matrix;
+}
+
 std::int64_t budget_bytes(const GgufFile& file, const char* name, const ModelConfig& config) {
   return std::min(static_cast<std::int64_t>(file.tensor(name).bytes.size()),
                   int8_matrix_bytes(config.vocab_size, config.hidden_size));
@@ -220,7 +233,7 @@ ModelConfig read_gguf_config(const GgufFile& file) {
   return config;
 }
 
-ModelWeights read_gguf_weights(const GgufFile& file, bool keep_q4_0) {
+ModelWeights read_gguf_weights(const GgufFile& file, bool keep_quantized) {
   ModelWeights weights;
   weights.config = read_gguf_config(file);
   const ModelConfig& config = weights.config;
@@ -248,8 +261,8 @@ ModelWeights read_gguf_weights(const GgufFile& file, bool keep_q4_0) {
     const std::int64_t rows = out_features(config, id.kind());
     LinearModule& module = weights.linear(id);
     const Shape shape{rows, in_features(config, id.kind())};
-    if (keep_q4_0 && file.tensor(name + ".weight").type->id == kGgufQ4_0) {
-      module.weight = decode_q4_0(reader.find(name + ".weight", shape).bytes, shape, [&](std::int64_t row) {
+    if (keep_quantized && file.tensor(name + ".weight").type->quantized()) {
+      module.weight = keep_linear(reader.find(name + ".weight", shape), [&](std::int64_t row) {
         return permuted ? unpermuted_row(row, config.head_dim) : row;
       });
     } else {

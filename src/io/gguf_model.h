@@ -10,7 +10,8 @@ namespace spear {
 ModelConfig read_gguf_config(const GgufFile& file);
 
 /// Dequantized to f32, rows of q and k back in half-split order where llama.cpp permutes them; not yet validated.
-/// `keep_q4_0`: linears in Q4_0 stay packed, bit for bit (groups of 32, symmetric, d may be negative).
-ModelWeights read_gguf_weights(const GgufFile& file, bool keep_q4_0 = false);
+/// `keep_quantized`: linears stay as the file has them, bit for bit: Q4_0 packed (groups of 32, symmetric, d may be
+/// negative), other quantized types as blocks.
+ModelWeights read_gguf_weights(const GgufFile& file, bool keep_quantized = false);
 
 }  // namespace spear

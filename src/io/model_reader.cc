@@ -43,6 +43,7 @@ ModelKind kind_of_model(const fs::path& path) {
   std::error_code failure;
   if (!fs::exists(path, failure)) throw bad_input("no such file or directory", path.string(), "check the path");
   if (!fs::is_directory(path, failure)) return kind_of_file(path);
+  if (gguf_of_checkpoint(path)) return ModelKind::checkpoint;
   const fs::path config = path / "config.json";
   if (!fs::exists(config, failure)) {
     throw bad_input("no config.json in this directory", path.string(),
@@ -52,16 +53,21 @@ ModelKind kind_of_model(const fs::path& path) {
   return quantized || fs::exists(path / "spear.json", failure) ? ModelKind::checkpoint : ModelKind::huggingface;
 }
 
+std::optional<fs::path> gguf_of_model(const fs::path& path) {
+  if (kind_of_model(path) == ModelKind::gguf) return path;
+  return gguf_of_checkpoint(path);
+}
+
 ModelConfig read_model_config(const fs::path& path) {
-  if (kind_of_model(path) == ModelKind::gguf) return read_gguf_config(GgufFile(path));
+  if (const auto gguf = gguf_of_model(path)) return read_gguf_config(GgufFile(*gguf));
   return read_hf_directory_config(path).model;
 }
 
 namespace {
 
-ModelWeights read(const fs::path& path, bool keep_q4_0) {
+ModelWeights read(const fs::path& path, bool keep_quantized) {
   if (kind_of_model(path) != ModelKind::gguf) return read_checkpoint(path);
-  ModelWeights weights = read_gguf_weights(GgufFile(path), keep_q4_0);
+  ModelWeights weights = read_gguf_weights(GgufFile(path), keep_quantized);
   weights.validate(path.string());
   return weights;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 
 #include "model/weights.h"
 
@@ -10,7 +11,7 @@ namespace spear {
 enum class ModelKind {
   gguf,         ///< a GGUF file
   huggingface,  ///< a directory with config.json and dense safetensors
-  checkpoint,   ///< a directory with 4-bit compressed-tensors weights, with or without compensators
+  checkpoint,   ///< a directory with 4-bit weights, or a GGUF file as backbone, with or without compensators
 };
 
 const char* name(ModelKind kind);  ///< "GGUF file", "Hugging Face directory", "SPEAR checkpoint"
@@ -18,15 +19,19 @@ const char* name(ModelKind kind);  ///< "GGUF file", "Hugging Face directory", "
 /// Looks at names and headers only. Throws Error(bad_input) saying what is missing.
 ModelKind kind_of_model(const std::filesystem::path& path);
 
+/// The GGUF file that holds the model's weights: the path itself, or the one in a checkpoint; nothing for other models.
+std::optional<std::filesystem::path> gguf_of_model(const std::filesystem::path& path);
+
 /// Config alone, without reading weights.
 ModelConfig read_model_config(const std::filesystem::path& path);
 
 /// Reads and validates a model. Dense GGUF tensors become f32 (q and k rows back in half-split order); dense
-/// safetensors are views of the mapped files in their own dtype; 4-bit modules stay packed. Throws Error(bad_input)
+/// safetensors are views of the mapped files in their own dtype; 4-bit modules stay packed, and so does what is quantized in
+/// the GGUF file of a checkpoint. Throws Error(bad_input)
 /// naming file, tensor or option for anything unsupported, missing or damaged.
 ModelWeights read_model(const std::filesystem::path& path);
 
-/// The same, but linears that a GGUF file holds in Q4_0 stay packed, bit for bit.
+/// The same, but linears that a GGUF file holds quantized stay as they are, bit for bit.
 ModelWeights read_backbone(const std::filesystem::path& path);
 
 }  // namespace spear

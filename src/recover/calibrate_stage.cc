@@ -70,7 +70,7 @@ nlohmann::json gate_statistics(TorchModel& model, const torch::Tensor& tokens) {
 }
 
 TorchModel Stages::model_of(const std::vector<QuantizedLinear>& linears) const {
-  TorchModel model(reference_, device_, torch::kBFloat16);
+  TorchModel model(student_base(), device_, torch::kBFloat16);
   for (std::size_t i = 0; i < linears.size(); ++i) model.weights().linears[i].weight = linears[i].dequantize().to(torch::kBFloat16);
   return model;
 }
@@ -247,7 +247,7 @@ Calibrated Stages::calibrate() {
   training["calibration"] = sample_key(sample_options());
   training["quantizer"] = quantize_key();
   out.train = run_training(model, trainable, training);
-  out.weights = trainable.export_weights(reference_);
+  out.weights = trainable.export_weights(student_base());
   if (!start.compensators.empty() && r.gate_hidden > 0) {
     const auto& set = samples();
     const std::int64_t rows = std::min<std::int64_t>(4, set.held_out);

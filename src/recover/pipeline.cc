@@ -73,8 +73,9 @@ class Evaluator {
     reference_model_->weights().linears.clear();
     rows_.push_back({"reference", "reference", evaluate(reference_, measure_.windows, &reference_, options_), bytes});
   }
+  /// weights: as they are stored.
   void model(const std::string& name, const std::string& label, const ModelWeights& weights, std::int64_t bytes) {
-    TorchModel model(with_stored_embeddings(weights), stages_.device(), torch::kFloat32);
+    TorchModel model(weights, stages_.device(), torch::kFloat32);
     options_.label = "evaluate " + name;
     rows_.push_back({name, label, evaluate(model, measure_.windows, &reference_, options_), bytes});
   }
@@ -107,7 +108,7 @@ nlohmann::json measure_tasks(Stages& stages, const RecoverOptions& options, cons
     return out;
   };
   const auto of_reference = answers(stages.reference());
-  const auto of_recovered = answers(with_stored_embeddings(recovered));
+  const auto of_recovered = answers(stages.as_stored(recovered));
   return {{"tasks", tasks_json(of_recovered, of_reference)},
           {"tasks_mean", {{"accuracy", to_json(mean_accuracy(of_recovered))},
                           {"difference", to_json(mean_accuracy_difference(of_recovered, of_reference))},
@@ -143,12 +144,12 @@ nlohmann::json results_json(const Evaluator& evaluator, const Tokenizer& tokeniz
 }
 
 nlohmann::json bytes_json(const Stages& stages, const ModelWeights& model, std::int64_t reference_bytes) {
-  const ModelWeights& reference = stages.reference();
+  const ModelConfig& config = stages.reference().config;
   const std::int64_t base = stages.budget_base(), added = compensator_file_bytes(model);
-  const std::int64_t linears = base - reference.embedding_budget_bytes;
+  const std::int64_t linears = base - stages.budget_embeddings();
   double weights = 0;
-  for (int index = 0; index < module_count(reference.config); ++index) {
-    weights += static_cast<double>(in_features(reference.config, ModuleId{index}.kind()) * out_features(reference.config, ModuleId{index}.kind()));
+  for (int index = 0; index < module_count(config); ++index) {
+    weights += static_cast<double>(in_features(config, ModuleId{index}.kind()) * out_features(config, ModuleId{index}.kind()));
   }
   return {{"base", base},
           {"compensators", added},
@@ -162,7 +163,8 @@ std::int64_t model_bytes(const std::filesystem::path& model) {
   if (!std::filesystem::is_directory(model)) return static_cast<std::int64_t>(std::filesystem::file_size(model));
   std::int64_t bytes = 0;
   for (const auto& entry : std::filesystem::directory_iterator(model)) {
-    if (entry.path().extension() == ".safetensors") bytes += static_cast<std::int64_t>(entry.file_size());
+    const auto extension = entry.path().extension();
+    if (extension == ".safetensors" || extension == ".gguf") bytes += static_cast<std::int64_t>(entry.file_size());
   }
   return bytes;
 }
@@ -196,10 +198,7 @@ nlohmann::json stage_times(const Stages& stages) {
 
 void write_result(Stages& stages, const RecoverOptions& options, const ModelWeights& weights, const nlohmann::json& manifest) {
   StagedDirectory staged(options.out, options.force);
-  nlohmann::json generation = nlohmann::json::object();
-  if (const auto& named = stages.tokenizer().named(); !named.end.empty()) generation["eos_token_id"] = named.end;
-  write_checkpoint(staged.path(), weights,
-                   {stages.tokenizer().to_tokenizer_json(), stages.tokenizer().to_tokenizer_config_json(), generation.dump(2)}, manifest);
+  stages.write(staged.path(), weights, manifest);
   write_file_atomic(staged.path() / "report.html", render_report(read_manifest(staged.path())));
   staged.commit();
 }
@@ -255,12 +254,12 @@ nlohmann::json recover(const RecoverOptions& given) {
   manifest["results"] = stages.timed("evaluate", [&] {
     Evaluator evaluator(stages, choose_text(stages, options));
     evaluator.reference(base, manifest["reference"]["bytes"]);
-    evaluator.model("rtn", "RTN " + to_string(options.recipe.scheme), stages.with_linears(stages.rtn()), base_bytes);
+    evaluator.model("rtn", "RTN " + to_string(options.recipe.scheme), with_stored_embeddings(stages.with_linears(stages.rtn())), base_bytes);
     if (options.recipe.quantizer != "rtn" || !options.backbone.empty()) {
       evaluator.model("quantized", options.backbone.empty() ? "quantizer alone, untrained" : "backbone as given",
-                      stages.with_linears(stages.quantized().linears), base_bytes);
+                      stages.as_stored(stages.quantized_model()), base_bytes);
     }
-    evaluator.model("recovered", "recovered", calibrated.weights, base_bytes + added);
+    evaluator.model("recovered", "recovered", stages.as_stored(calibrated.weights), base_bytes + added);
     return results_json(evaluator, stages.tokenizer());
   });
   if (!options.tasks.empty()) {

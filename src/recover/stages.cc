@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -10,6 +11,7 @@
 #include "base/progress.h"
 #include "base/random.h"
 #include "eval/text_windows.h"
+#include "io/checkpoint.h"
 #include "io/model_reader.h"
 #include "text/chat_template.h"
 #include "torch/torch_tensors.h"
@@ -93,13 +95,34 @@ torch::Tensor reference_weight(const ModelWeights& weights, ModuleId id, torch::
   return to_torch(weights.linear(id).weight).to(device);
 }
 
+/// What takes the reference's place must have its shape, and must be quantized.
+void check_backbone(const ModelWeights& reference, const ModelWeights& backbone, const std::string& where) {
+  const ModelConfig &a = reference.config, &b = backbone.config;
+  const auto shape = [](const ModelConfig& c) {
+    return std::tuple(c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+                      c.vocab_size, c.qk_norm, c.output_norms, c.qkv_bias, c.o_bias, c.mlp_bias);
+  };
+  if (shape(a) != shape(b)) {
+    throw bad_input("the backbone has not the reference's shape", where, "pass the full-precision parent of this model with --model");
+  }
+  bool quantized = false;
+  for (int index = 0; index < module_count(b); ++index) {
+    quantized |= !std::holds_alternative<Tensor>(backbone.linear(ModuleId{index}).weight);
+  }
+  if (!quantized) {
+    throw bad_input("no linear of it is quantized: this is a reference, not a backbone", where,
+                    "leave --backbone out to quantize it, or pass a quantized model");
+  }
+}
+
 }  // namespace
 
 std::string model_sha256(const std::filesystem::path& model) {
   if (!std::filesystem::is_directory(model)) return sha256_file(model);
   std::vector<std::string> hashes;
   for (const auto& entry : std::filesystem::directory_iterator(model)) {
-    if (entry.path().extension() == ".safetensors" || entry.path().filename() == "config.json") {
+    const auto extension = entry.path().extension();
+    if (extension == ".safetensors" || extension == ".gguf" || entry.path().filename() == "config.json") {
       hashes.push_back(entry.path().filename().string() + " " + sha256_file(entry.path()));
     }
   }
@@ -117,13 +140,42 @@ Stages::Stages(const RecoverOptions& options)
   if (options.backbone.empty()) return;
   backbone_ = read_backbone(options.backbone);
   backbone_sha256_ = model_sha256(options.backbone);
-  for (int index = 0; index < module_count(reference_.config); ++index) {
-    const ModuleId id{index};
-    if (index >= module_count(backbone_->config) || !std::holds_alternative<W4Matrix>(backbone_->linear(id).weight)) {
-      throw bad_input("the backbone is not a 4-bit model of the reference's shape", options.backbone.string() + ": " + id.name(),
-                      "pass a checkpoint, or a GGUF file in Q4_0, whose linears are all packed 4-bit");
-    }
+  check_backbone(reference_, *backbone_, options.backbone.string());
+  for (int index = 0; index < module_count(backbone_->config); ++index) {
+    LinearModule& module = backbone_->linear(ModuleId{index});
+    module.compensator.reset();
+    keeps_file_ |= !std::holds_alternative<W4Matrix>(module.weight);
   }
+  if (!keeps_file_) return;
+  const auto gguf = gguf_of_model(options.backbone);
+  if (!gguf) {
+    throw bad_input("some linears of the backbone are not in 4 bit", options.backbone.string(),
+                    "pass a checkpoint whose linears are all packed 4-bit, or a GGUF file");
+  }
+  backbone_gguf_ = *gguf;
+  if (options.recipe.tune != Tune::none) {
+    throw usage_error("the GGUF file stays as it is, byte for byte, and so do its scales and gains", "--tune",
+                      "use --tune none");
+  }
+}
+
+bool Stages::keeps_file() const { return keeps_file_; }
+
+ModelWeights Stages::as_stored(ModelWeights weights) const {
+  return keeps_file_ ? std::move(weights) : with_stored_embeddings(std::move(weights));
+}
+
+ModelWeights Stages::quantized_model() { return keeps_file_ ? *backbone_ : with_linears(quantized().linears); }
+
+void Stages::write(const std::filesystem::path& directory, const ModelWeights& weights, const nlohmann::json& manifest) const {
+  if (keeps_file_) {
+    const std::string sha256 = options_.backbone == backbone_gguf_ ? backbone_sha256_ : sha256_file(backbone_gguf_);
+    return write_gguf_checkpoint(directory, backbone_gguf_, sha256, weights, manifest);
+  }
+  nlohmann::json generation = nlohmann::json::object();
+  if (const auto& named = tokenizer_.named(); !named.end.empty()) generation["eos_token_id"] = named.end;
+  write_checkpoint(directory, weights, {tokenizer_.to_tokenizer_json(), tokenizer_.to_tokenizer_config_json(), generation.dump(2)},
+                   manifest);
 }
 
 nlohmann::json Stages::input_key() const {
@@ -241,10 +293,11 @@ torch::Tensor Stages::quantizer_tokens() {
 }
 
 std::int64_t Stages::budget_base() const {
-  const std::int64_t embeddings = reference_.embedding_budget_bytes;
   if (!backbone_) return budget_base_bytes(reference_, options_.recipe.scheme);
-  return embeddings + budget_base_bytes(*backbone_, options_.recipe.scheme) - backbone_->embedding_budget_bytes;
+  return budget_embeddings() + budget_base_bytes(*backbone_, options_.recipe.scheme) - backbone_->embedding_budget_bytes;
 }
+
+std::int64_t Stages::budget_embeddings() const { return student_base().embedding_budget_bytes; }
 
 std::vector<PlacementSite> Stages::sites() const { return placement_sites(reference_.config, options_.recipe.share_a); }
 
@@ -278,7 +331,7 @@ const ModelQuantization& Stages::quantized() {
   if (backbone_) {
     quantized_.emplace();
     for (int index = 0; index < module_count(reference_.config); ++index) {
-      quantized_->linears.push_back(unpack(std::get<W4Matrix>(backbone_->linear(ModuleId{index}).weight), device_));
+      quantized_->linears.push_back(unpack(backbone_->linear(ModuleId{index}).weight, device_));
     }
   } else if (options_.recipe.quantizer == "rtn") {
     quantized_.emplace();

@@ -62,6 +62,17 @@ class Stages {
 
   /// The denominator of the budget: linears as given, else as the scheme packs them; embedding and head as shipped.
   std::int64_t budget_base() const;
+  std::int64_t budget_embeddings() const;  ///< the part of it that embedding and head are
+
+  /// Whether the backbone is a GGUF file that becomes part of the result, byte for byte: some linear is not 4-bit integers,
+  /// as any but files in Q4_0 are. Embedding, head and norms are then the file's, too.
+  bool keeps_file() const;
+  /// What is measured: with embeddings as they are rounded when `weights` are written; unchanged where the file is kept.
+  ModelWeights as_stored(ModelWeights weights) const;
+  /// The model before compensators: quantized() in the reference, or the backbone's own file.
+  ModelWeights quantized_model();
+  /// The result's files, into an existing directory.
+  void write(const std::filesystem::path& directory, const ModelWeights& weights, const nlohmann::json& manifest) const;
 
   Workspace& workspace() { return workspace_; }
   nlohmann::json input_key() const;  ///< identifies reference and backbone
@@ -91,6 +102,8 @@ class Stages {
   /// Train wide, truncate: one high rank everywhere, trained for a while, cut to the budget by what it learned.
   Start trained_wide(Calibrated& out);
   std::vector<torch::Tensor> latents(const Start& start) const;
+  /// What stands around the quantized linears: the reference, or the file that is kept.
+  const ModelWeights& student_base() const { return keeps_file_ ? *backbone_ : reference_; }
   TorchModel model_of(const std::vector<QuantizedLinear>& linears) const;
   TrainResult run_training(TorchModel& model, TrainableModel& trainable, const nlohmann::json& key);
 
@@ -98,7 +111,9 @@ class Stages {
   Workspace workspace_;
   ModelWeights reference_;
   std::string reference_sha256_, backbone_sha256_;
-  std::optional<ModelWeights> backbone_;
+  std::optional<ModelWeights> backbone_;  ///< without compensators
+  bool keeps_file_ = false;
+  std::filesystem::path backbone_gguf_;  ///< the file that is kept
   Tokenizer tokenizer_;
   torch::Device device_;
   std::unique_ptr<TorchModel> model_;

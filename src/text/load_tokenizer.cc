@@ -1,5 +1,6 @@
 #include "base/error.h"
 #include "base/file.h"
+#include "io/checkpoint.h"
 #include "io/gguf.h"
 #include "io/untrusted.h"
 #include "text/tokenizer.h"
@@ -41,8 +42,9 @@ Tokenizer load_directory(const fs::path& directory) {
 
 Tokenizer load_tokenizer(const fs::path& model) {
   std::error_code error;
-  if (fs::is_directory(model, error)) return load_directory(model);
-  const GgufFile file(model);
+  const auto inside = gguf_of_checkpoint(model);
+  if (!inside && fs::is_directory(model, error)) return load_directory(model);
+  const GgufFile file(inside.value_or(model));
   return Tokenizer::from_gguf(read_gguf_tokenizer(file), file.where());
 }
 

@@ -2,7 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
 
+#include "base/file.h"
 #include "base/temporary_directory.h"
 #include "io/checkpoint.h"
 #include "io/gguf.h"
@@ -132,6 +135,96 @@ TEST_P(Export, Q4_0StaysPackedInABackbone) {
   }
   EXPECT_TRUE(negative);
   EXPECT_TRUE(std::holds_alternative<Tensor>(read_model(path).linear({0}).weight));
+}
+
+/// Blocks of one of the types of 32 that llama.cpp mixes, with finite scales.
+BlockMatrix random_blocks(Random& random, std::int64_t rows, std::int64_t cols, std::uint32_t type) {
+  BlockMatrix matrix{rows, cols, find_gguf_type(type), {}};
+  matrix.blocks.resize(static_cast<std::size_t>(matrix.storage_bytes()));
+  for (auto& byte : matrix.blocks) byte = static_cast<std::byte>(random.below(256));
+  for (std::int64_t at = 0; at < matrix.storage_bytes(); at += matrix.type->block_bytes) {
+    for (const std::int64_t offset : {matrix.type->first_half, matrix.type->second_half}) {
+      const std::uint16_t bits = f32_to_f16(static_cast<float>(0.05 * random.normal()));
+      if (offset >= 0) std::memcpy(matrix.blocks.data() + at + offset, &bits, sizeof bits);
+    }
+  }
+  return matrix;
+}
+
+/// Q4_0 and five other types, and one dense linear.
+ModelWeights mixed_model(const std::string& family) {
+  ModelWeights weights = export_model({{32, true}, family});
+  Random random(9);
+  const std::uint32_t types[] = {3, kGgufQ5_0, 7, kGgufQ8_0};
+  for (int index = 1; index < module_count(weights.config); ++index) {
+    LinearWeight& weight = weights.linear({index}).weight;
+    const Shape shape = shape_of(weight);
+    if (index % 5 != 0) weight = random_blocks(random, shape[0], shape[1], types[index % 5 - 1]);
+  }
+  weights.linear({13}).weight = Tensor::from_floats(shape_of(weights.linear({13}).weight), dequantize(weights.linear({13}).weight));
+  return weights;
+}
+
+TEST(MixedGguf, LinearsStayAsTheFileHasThem) {
+  for (const char* family : {"llama", "qwen2"}) {  // q and k rows in another order, and not
+    const TemporaryDirectory directory;
+    const ModelWeights weights = mixed_model(family);
+    write_gguf_model(directory / "model.gguf", weights, tokenizer_of_40(), {"tiny", false});
+    const ModelWeights kept = read_backbone(directory / "model.gguf"), dense = read_model(directory / "model.gguf");
+    for (int index = 0; index < module_count(weights.config); ++index) {
+      const auto &expected = weights.linear({index}).weight, &found = kept.linear({index}).weight;
+      ASSERT_EQ(found.index(), expected.index()) << index;
+      EXPECT_EQ(dequantize(found), dequantize(expected)) << index;
+      EXPECT_EQ(std::get<Tensor>(dense.linear({index}).weight).to_floats(), dequantize(expected)) << index;
+      if (const auto* blocks = std::get_if<BlockMatrix>(&found)) {
+        EXPECT_EQ(blocks->blocks, std::get<BlockMatrix>(expected).blocks) << index;
+      }
+    }
+  }
+}
+
+TEST(MixedGguf, IsTheBackboneOfACheckpoint) {
+  const TemporaryDirectory directory;
+  const auto gguf = directory / "given.gguf";
+  write_gguf_model(gguf, mixed_model("llama"), tokenizer_of_40(), {"tiny", false});
+  ModelWeights weights = read_backbone(gguf);
+  auto a = std::make_shared<CompensatorInput>();
+  a->rows = 2;
+  a->cols = 64;
+  a->values.assign(128, 3);
+  a->scales.assign(2, f32_to_f16(0.01F));
+  Compensator compensator;
+  compensator.rank = 2;
+  compensator.out_features = 64;
+  compensator.a = a;
+  compensator.b.assign(128, 5);
+  compensator.b_scales.assign(2, f32_to_f16(0.02F));
+  weights.linear({0}).compensator = compensator;
+  const auto out = directory / "checkpoint";
+  std::filesystem::create_directories(out);
+  EXPECT_THROW(write_gguf_checkpoint(out, gguf, std::string(64, '0'), weights, {}), Error);
+  EXPECT_FALSE(gguf_of_checkpoint(out)) << "half written";
+  std::filesystem::remove_all(out);
+  std::filesystem::create_directories(out);
+  write_gguf_checkpoint(out, gguf, sha256_file(gguf), weights, {});
+  EXPECT_NO_THROW(verify_checkpoint(out));
+  EXPECT_EQ(read_raw(out / "model.gguf"), read_raw(gguf));
+  EXPECT_EQ(kind_of_model(out), ModelKind::checkpoint);
+  EXPECT_EQ(gguf_of_model(out), out / "model.gguf");
+  const ModelWeights read = read_model(out);
+  expect_same_model(weights, read);
+  EXPECT_EQ(read.embedding_budget_bytes, weights.embedding_budget_bytes);
+  EXPECT_EQ(read_model_config(out).hidden_size, 64);
+  std::int64_t linears = 0;
+  for (int index = 0; index < module_count(read.config); ++index) {
+    const auto* blocks = std::get_if<BlockMatrix>(&read.linear({index}).weight);
+    if (blocks != nullptr) linears += static_cast<std::int64_t>(blocks->blocks.size());
+  }
+  EXPECT_GT(linears, 0);
+  EXPECT_GE(budget_base_bytes(read, {}), linears + read.embedding_budget_bytes);
+  // A config.json beside it means another kind of directory.
+  write_raw(out / "config.json", "{}");
+  EXPECT_FALSE(gguf_of_checkpoint(out));
 }
 
 INSTANTIATE_TEST_SUITE_P(Schemes, Export,

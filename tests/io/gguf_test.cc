@@ -4,6 +4,7 @@
 
 #include "gguf_bytes.h"
 #include "io_test_util.h"
+#include "tensor/block_matrix.h"
 
 namespace spear {
 namespace {
@@ -39,6 +40,40 @@ TEST(GgufGolden, DequantizesBitForBit) {
     ++compared;
   }
   EXPECT_EQ(compared, 11);
+}
+
+TEST(GgufGolden, BlocksOfEveryQuantizedTypeAsAMatrix) {
+  const GgufFile file(data_file("dequantize.gguf"));
+  int compared = 0;
+  for (const auto& [name, tensor] : file.tensors()) {
+    if (name.ends_with(".expected") || !tensor.type->quantized()) continue;
+    BlockMatrix matrix{3, 256, tensor.type, {tensor.bytes.begin(), tensor.bytes.end()}};
+    const auto expected = file.dequantize(name + ".expected").to_floats();
+    EXPECT_EQ(matrix.dequantize(), expected) << name;
+    std::vector<float> row(256);
+    matrix.dequantize_row(1, row);
+    EXPECT_TRUE(std::equal(row.begin(), row.end(), expected.begin() + 256)) << name;
+    EXPECT_EQ(matrix.first_non_finite_row(), -1) << name;
+    ASSERT_GE(tensor.type->first_half, 0) << name;
+    // The halves are where the table says: one that is infinite is found, and without them nothing is left.
+    BlockMatrix zero = matrix;
+    for (std::int64_t at = 0; at < matrix.storage_bytes(); at += tensor.type->block_bytes) {
+      for (const std::int64_t offset : {tensor.type->first_half, tensor.type->second_half}) {
+        if (offset >= 0) std::fill_n(zero.blocks.begin() + at + offset, 2, std::byte{0});
+      }
+    }
+    const auto nothing = zero.dequantize();
+    EXPECT_TRUE(std::all_of(nothing.begin(), nothing.end(), [](float v) { return v == 0; })) << name;
+    for (const std::int64_t offset : {tensor.type->first_half, tensor.type->second_half}) {
+      if (offset < 0) continue;
+      BlockMatrix infinite = matrix;
+      infinite.blocks[static_cast<std::size_t>(2 * matrix.row_bytes() + offset + 1)] = std::byte{0xfc};
+      infinite.blocks[static_cast<std::size_t>(2 * matrix.row_bytes() + offset)] = std::byte{0};
+      EXPECT_EQ(infinite.first_non_finite_row(), 2) << name;
+    }
+    ++compared;
+  }
+  EXPECT_EQ(compared, 8);
 }
 
 TEST(GgufGolden, Q4_0HasNegativeScales) {
@@ -176,6 +211,7 @@ TEST_F(Gguf, LyingTensors) {
   expect_open_refused(one({std::uint64_t{1} << 32, std::uint64_t{1} << 32}, kF32, 0), "too large");
   expect_open_refused(one({std::uint64_t{1} << 62, 4}, kF32, 0), "too large");
   expect_open_refused(one({33}, kQ4_0, 0), "not whole Q4_0 blocks");
+  expect_open_refused(one({576}, 12, 0), "not whole Q4_K blocks");  // llama.cpp takes Q5_0 for such rows
   expect_open_refused(one({16}, 4, 0), "tensor type 4 is unknown");
   expect_open_refused(one({16}, 0x80000000U, 0), "is unknown");
   const auto two = [](const char* second, std::uint64_t offset) {
