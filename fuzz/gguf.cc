@@ -49,7 +49,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     fuzz::survives([&] {  // as a backbone
       const ModelWeights weights = read_gguf_weights(file, true);
       weights.validate("fuzz");
-      for (int index = 0; index < module_count(weights.config); ++index) (void)dequantize(weights.linear({index}).weight);
+      for (int index = 0; index < module_count(weights.config); ++index)
+        (void)dequantize(weights.linear({index}).weight);
     });
   });
   return 0;

@@ -92,10 +92,11 @@ void write_checkpoint(const fs::path& directory, const ModelWeights& weights, co
   };
   std::string config;
   {
-    const TensorMap tensors = stored_tensors(
-        weights, scheme.has_value(), [regrouped = act_order](TensorMap& map, const std::string& module, const W4Matrix& matrix) {
-          put_packed_linear(map, module, matrix, regrouped);
-        });
+    const TensorMap tensors =
+        stored_tensors(weights, scheme.has_value(),
+                       [regrouped = act_order](TensorMap& map, const std::string& module, const W4Matrix& matrix) {
+                         put_packed_linear(map, module, matrix, regrouped);
+                       });
     const DType dtype = tensors.at("model.embed_tokens.weight").dtype();
     json described = make_hf_config(weights.config, dtype);
     if (scheme) described["quantization_config"] = make_quantization_config(*scheme, dense, act_order);

@@ -37,8 +37,9 @@ std::vector<std::int32_t> take_group_index(TensorMap& tensors, const std::string
   for (std::int64_t group = 0; group < matrix.groups(); ++group) {
     const std::int64_t size = std::min(matrix.scheme.group_size, matrix.cols - group * matrix.scheme.group_size);
     if (members[static_cast<std::size_t>(group)] == size) continue;
-    throw bad_input(fmt::format("group {} has {} inputs instead of {}", group, members[static_cast<std::size_t>(group)], size),
-                    where + ": " + name, "quantize with groups of equal size (desc_act true or false, any tool's default)");
+    throw bad_input(
+        fmt::format("group {} has {} inputs instead of {}", group, members[static_cast<std::size_t>(group)], size),
+        where + ": " + name, "quantize with groups of equal size (desc_act true or false, any tool's default)");
   }
   return {stored.begin(), stored.end()};
 }

@@ -26,9 +26,9 @@ std::optional<std::filesystem::path> gguf_of_model(const std::filesystem::path& 
 ModelConfig read_model_config(const std::filesystem::path& path);
 
 /// Reads and validates a model. Dense GGUF tensors become f32 (q and k rows back in half-split order); dense
-/// safetensors are views of the mapped files in their own dtype; 4-bit modules stay packed, and so does what is quantized in
-/// the GGUF file of a checkpoint. Throws Error(bad_input)
-/// naming file, tensor or option for anything unsupported, missing or damaged.
+/// safetensors are views of the mapped files in their own dtype; 4-bit modules stay packed, and so does what is
+/// quantized in the GGUF file of a checkpoint. Throws Error(bad_input) naming file, tensor or option for anything
+/// unsupported, missing or damaged.
 ModelWeights read_model(const std::filesystem::path& path);
 
 /// The same, but linears that a GGUF file holds quantized stay as they are, bit for bit.

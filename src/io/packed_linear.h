@@ -11,9 +11,9 @@ namespace spear {
 /// Whether `module` is packed in this file.
 bool has_packed_linear(const TensorMap& tensors, const std::string& module);
 
-/// Moves `module`'s tensors (weight_packed, weight_scale, weight_shape, weight_zero_point when asymmetric, weight_g_idx if
-/// there is one) out of the map. Throws Error(bad_input) naming the tensor that is missing or wrong; scales that F16 can't
-/// hold exactly are refused, and so is what take_group_index refuses.
+/// Moves `module`'s tensors (weight_packed, weight_scale, weight_shape, weight_zero_point when asymmetric, weight_g_idx
+/// if there is one) out of the map. Throws Error(bad_input) naming the tensor that is missing or wrong; scales that F16
+/// can't hold exactly are refused, and so is what take_group_index refuses.
 W4Matrix take_packed_linear(TensorMap& tensors, const std::string& module, std::int64_t rows, std::int64_t cols,
                             const W4Scheme& scheme, const std::string& where);
 

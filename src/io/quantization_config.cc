@@ -75,7 +75,8 @@ QuantizationFormat parse_gptq(const json& config, const std::string& where) {
   require(format.is_null() || format == "gptq" || format == "gptq_v2", "checkpoint_format", format, where);
   return {QuantizationFormat::Packing::gptq,
           {parse_group_size(config, where), symmetric.get<bool>()},
-          format == "gptq_v2" ? 0 : 1, field(config, "desc_act") == true};
+          format == "gptq_v2" ? 0 : 1,
+          field(config, "desc_act") == true};
 }
 
 QuantizationFormat parse_awq(const json& config, const std::string& where) {
@@ -102,8 +103,8 @@ QuantizationFormat parse_compressed_tensors(const json& config, const std::strin
   const json weights = field(group, "weights");
   // "weight" (or "static") orders the quantizer's work only; "group" regroups the inputs.
   const json order = field(weights, "actorder");
-  const bool known = order.is_null() || order.is_boolean() || order == "weight" || order == "static" || order == "group" ||
-                     order == "dynamic";
+  const bool known = order.is_null() || order.is_boolean() || order == "weight" || order == "static" ||
+                     order == "group" || order == "dynamic";
   require(known, "actorder", order, where);
   const bool regrouped = order == true || order == "group" || order == "dynamic";
   return {QuantizationFormat::Packing::compressed_tensors, parse_weights(weights, where), 0, regrouped};

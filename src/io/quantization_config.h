@@ -14,7 +14,7 @@ struct QuantizationFormat {
   enum class Packing { compressed_tensors, gptq, awq };
   Packing packing = Packing::compressed_tensors;
   W4Scheme scheme;
-  int zero_offset = 0;  ///< added to stored zero points: 1 in GPTQ's first format
+  int zero_offset = 0;     ///< added to stored zero points: 1 in GPTQ's first format
   bool act_order = false;  ///< groups need not follow the inputs: a tensor must say which group each input is in
 };
 

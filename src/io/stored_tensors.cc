@@ -54,8 +54,9 @@ TensorMap stored_tensors(const ModelWeights& weights, bool quantized, const PutL
     } else if (const auto* dense = std::get_if<Tensor>(&weight)) {
       tensors[id.name() + ".weight"] = *dense;
     } else {
-      throw usage_error(fmt::format("a linear in {}, which safetensors cannot hold", std::get<BlockMatrix>(weight).type->name),
-                        id.name(), "keep the GGUF file, or export with --format gguf");
+      throw usage_error(
+          fmt::format("a linear in {}, which safetensors cannot hold", std::get<BlockMatrix>(weight).type->name),
+          id.name(), "keep the GGUF file, or export with --format gguf");
     }
     const Tensor& bias = weights.linear(id).bias;
     if (!bias.empty()) tensors[id.name() + ".bias"] = vector(bias);

@@ -77,6 +77,11 @@ void check_w4(const W4Matrix& matrix, std::int64_t rows, std::int64_t cols, cons
   for (const std::uint16_t bits : matrix.scales) {
     if (!std::isfinite(f16_to_f32(bits))) throw bad_input("a scale is NaN or infinite", where);
   }
+  const auto exists = [&](std::int32_t group) { return group >= 0 && group < matrix.groups(); };
+  if (!matrix.group_index.empty() && (static_cast<std::int64_t>(matrix.group_index.size()) != cols ||
+                                      !std::all_of(matrix.group_index.begin(), matrix.group_index.end(), exists))) {
+    throw bad_input("an input belongs to a group that does not exist", where, "get the model again");
+  }
 }
 
 void check_blocks(const BlockMatrix& matrix, std::int64_t rows, std::int64_t cols, const std::string& where) {
@@ -84,7 +89,8 @@ void check_blocks(const BlockMatrix& matrix, std::int64_t rows, std::int64_t col
     throw bad_input(fmt::format("shape [{}, {}] instead of [{}, {}]", matrix.rows, matrix.cols, rows, cols), where);
   }
   if (const std::int64_t row = matrix.first_non_finite_row(); row >= 0) {
-    throw bad_input(fmt::format("a scale of row {} is NaN or infinite", row), where, "get an undamaged copy of the model");
+    throw bad_input(fmt::format("a scale of row {} is NaN or infinite", row), where,
+                    "get an undamaged copy of the model");
   }
 }
 

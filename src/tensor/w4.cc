@@ -32,13 +32,15 @@ std::string to_string(const W4Scheme& scheme) {
 
 std::int64_t W4Matrix::storage_bytes() const {
   const std::int64_t zero_bytes = scheme.symmetric ? 0 : (rows * groups() + 1) / 2;
-  return rows * words_per_row() * 4 + rows * groups() * 2 + zero_bytes + static_cast<std::int64_t>(group_index.size()) * 4;
+  return rows * words_per_row() * 4 + rows * groups() * 2 + zero_bytes +
+         static_cast<std::int64_t>(group_index.size()) * 4;
 }
 
 std::vector<std::int32_t> W4Matrix::columns_by_group() const {
   std::vector<std::int32_t> order(group_index.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [this](std::int32_t a, std::int32_t b) { return group_of(a) < group_of(b); });
+  std::stable_sort(order.begin(), order.end(),
+                   [this](std::int32_t a, std::int32_t b) { return group_of(a) < group_of(b); });
   return order;
 }
 

@@ -59,8 +59,8 @@ TEST_P(ActOrderFiles, AWrongOrderIsSeen) {
   const auto expected = read_safetensors(folder(GetParam()) / "expected.tensors").tensors;
   W4Matrix matrix = matrix_of(read_checkpoint(folder(GetParam())), LinearKind::down_proj);
   const auto& values = expected.at(ModuleId::of(0, LinearKind::down_proj).name());
-  const auto other =
-      std::find_if(matrix.group_index.begin(), matrix.group_index.end(), [&](auto g) { return g != matrix.group_index[0]; });
+  const auto other = std::find_if(matrix.group_index.begin(), matrix.group_index.end(),
+                                  [&](auto g) { return g != matrix.group_index[0]; });
   ASSERT_NE(other, matrix.group_index.end());
   std::swap(matrix.group_index[0], *other);
   EXPECT_NE(matrix.dequantize(), values.to_floats());
@@ -89,7 +89,8 @@ TEST_P(ActOrderFiles, AreExportedAsGptqWithTheirOrder) {
   expect_same_model(weights, read_checkpoint(directory_.path()));
   const auto config = nlohmann::json::parse(read_text_file(directory_ / "quantize_config.json"));
   EXPECT_EQ(config.at("desc_act"), true);
-  const auto stored = read_safetensors(directory_ / "model.safetensors").tensors.at("model.layers.0.mlp.down_proj.g_idx");
+  const auto stored =
+      read_safetensors(directory_ / "model.safetensors").tensors.at("model.layers.0.mlp.down_proj.g_idx");
   EXPECT_EQ(to_vector<std::int32_t>(stored), matrix_of(weights, LinearKind::down_proj).group_index);
 }
 
@@ -110,7 +111,8 @@ std::vector<std::int32_t> fair_order() {
 }
 
 template <class Integer>
-std::vector<std::int32_t> taken(const std::vector<Integer>& groups, DType dtype = DType::i32, W4Scheme scheme = {32, true}) {
+std::vector<std::int32_t> taken(const std::vector<Integer>& groups, DType dtype = DType::i32,
+                                W4Scheme scheme = {32, true}) {
   W4Matrix shape;
   shape.rows = 4;
   shape.cols = kCols;
@@ -152,12 +154,25 @@ TEST(GroupIndex, RefusesGroupsThatDoNotExistOrDiffer) {
   expect_refused([&] { taken(fair_order(), DType::i32, {0, true}); }, "and there are 1");
 }
 
+TEST(GroupIndex, IsCheckedInModelsThatNoReaderMade) {
+  const ModelWeights good = read_checkpoint(folder("gptq-act-order"));
+  for (const auto& damage : {+[](std::vector<std::int32_t>& groups) { groups[3] = 99; },
+                             +[](std::vector<std::int32_t>& groups) { groups[3] = -1; },
+                             +[](std::vector<std::int32_t>& groups) { groups.pop_back(); }}) {
+    ModelWeights bad = good;
+    damage(std::get<W4Matrix>(bad.linear(ModuleId::of(0, LinearKind::down_proj)).weight).group_index);
+    expect_refused([&] { bad.validate("model"); }, "a group that does not exist");
+  }
+}
+
 TEST(GroupIndex, MustBeThereWhereTheConfigSaysActOrder) {
   for (const char* name : {"gptq-act-order", "ct-act-order-sym-g32"}) {
     const TemporaryDirectory directory;
     std::filesystem::copy_file(folder(name) / "config.json", directory / "config.json");
     auto tensors = read_safetensors(folder(name) / "model.safetensors").tensors;
-    std::erase_if(tensors, [](const auto& item) { return item.first.ends_with("up_proj.g_idx") || item.first.ends_with("up_proj.weight_g_idx"); });
+    std::erase_if(tensors, [](const auto& item) {
+      return item.first.ends_with("up_proj.g_idx") || item.first.ends_with("up_proj.weight_g_idx");
+    });
     write_safetensors(directory / "model.safetensors", tensors, {});
     expect_refused([&] { read_checkpoint(directory.path()); }, "act-order");
   }

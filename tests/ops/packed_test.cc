@@ -132,7 +132,8 @@ TEST_P(PackedTest, UnpackedRowsOfRegroupedWeightsAreSortedByGroup) {
   W4Matrix source = random_w4(33, 200, {64, false}, 7);
   testing::shuffle_groups(source, 3);
   const auto order = source.columns_by_group();
-  const RefMatrix found = values_of(PackedMatrix::from_w4(source, "", context_).view()), expected = ref::dequantize(source);
+  const RefMatrix found = values_of(PackedMatrix::from_w4(source, "", context_).view()),
+                  expected = ref::dequantize(source);
   ASSERT_EQ(order.size(), 200U);
   for (std::int64_t row = 0; row < 33; ++row) {
     for (std::int64_t i = 0; i < 200; ++i) {

@@ -29,7 +29,8 @@ W4Matrix random_w4(std::int64_t rows, std::int64_t cols, const W4Scheme& scheme,
 void shuffle_groups(W4Matrix& matrix, std::uint64_t seed) {
   if (matrix.groups() == 1) return;  // as readers have it
   std::vector<std::int32_t> groups;
-  for (std::int64_t col = 0; col < matrix.cols; ++col) groups.push_back(static_cast<std::int32_t>(matrix.group_of(col)));
+  for (std::int64_t col = 0; col < matrix.cols; ++col)
+    groups.push_back(static_cast<std::int32_t>(matrix.group_of(col)));
   Random random(seed, 4);
   for (std::size_t i = groups.size(); i > 1; --i) std::swap(groups[i - 1], groups[random.below(i)]);
   matrix.group_index = std::move(groups);

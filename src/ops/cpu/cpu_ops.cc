@@ -39,8 +39,9 @@ std::vector<std::int8_t> reordered(const CompensatorInput& a, const std::vector<
   return out;
 }
 
-/// bf16 weights are packed as they are; others would lose bits, which only 8-bit activations take for speed. Blocks of GGUF
-/// are packed, rounded or not, whatever the activations: decoding them for every token would take longer than all the rest.
+/// bf16 weights are packed as they are; others would lose bits, which only 8-bit activations take for speed. Blocks of
+/// GGUF are packed, rounded or not, whatever the activations: decoding them for every token would take longer than all
+/// the rest.
 bool packs(const LinearWeight& weight, Activations activations) {
   if (activations == Activations::f32) return false;
   const auto* dense = std::get_if<Tensor>(&weight);
@@ -206,7 +207,8 @@ void CpuOps::apply_packed(const Activation& x, std::span<const ModuleId> ids, st
     if (known == end) inputs[input_count++] = &linear.packed_a->view();
   }
   Activation sorted;
-  if (const auto* order = w_.linears[static_cast<std::size_t>(ids.front().index)].input_order) sorted = ordered(x, *order);
+  if (const auto* order = w_.linears[static_cast<std::size_t>(ids.front().index)].input_order)
+    sorted = ordered(x, *order);
   FusedInput input{sorted.rows > 0 ? sorted.data.get() : x.data.get(), x.rows};
   if (x.up) {
     input.activate = gated_kernel();

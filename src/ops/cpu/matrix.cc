@@ -49,7 +49,8 @@ void read_blocks(const WeightView& weight, std::int64_t row, std::int64_t begin,
   const auto* const blocks = static_cast<const std::byte*>(weight.data) + row * weight.row_bytes;
   while (begin < end) {
     const std::int64_t block = begin / type.block_size, inside = begin % type.block_size;
-    const std::int64_t whole = inside == 0 ? (end - begin) / type.block_size : 0, count = std::max<std::int64_t>(whole, 1);
+    const std::int64_t whole = inside == 0 ? (end - begin) / type.block_size : 0,
+                       count = std::max<std::int64_t>(whole, 1);
     const std::span bytes(blocks + block * type.block_bytes, static_cast<std::size_t>(count * type.block_bytes));
     std::int64_t done = whole * type.block_size;
     if (whole > 0) {

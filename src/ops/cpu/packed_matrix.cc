@@ -51,7 +51,8 @@ const std::uint32_t* sorted_codes(const std::uint32_t* words, const std::vector<
   out.assign((order.size() + 7) / 8, 0x88888888U);
   for (std::size_t i = 0; i < order.size(); ++i) {
     const auto col = static_cast<std::uint32_t>(order[i]);
-    const std::uint32_t code = words[col / 8] >> (4 * (col % 8)) & 0xfU, shift = 4 * (static_cast<std::uint32_t>(i) % 8);
+    const std::uint32_t code = words[col / 8] >> (4 * (col % 8)) & 0xfU,
+                        shift = 4 * (static_cast<std::uint32_t>(i) % 8);
     out[i / 8] = (out[i / 8] & ~(0xfU << shift)) | code << shift;
   }
   return out.data();
@@ -158,7 +159,8 @@ void PackedMatrix::fill(ThreadPool& pool, Write write) {
 PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, const PackContext& context) {
   const auto groups = static_cast<std::size_t>(m.rows * m.groups());
   if (m.packed.size() != static_cast<std::size_t>(m.rows * m.words_per_row()) || m.scales.size() != groups ||
-      m.zeros.size() != (m.scheme.symmetric ? 0 : groups) || m.scheme.group_size % kRoundedGroup != 0) {
+      m.zeros.size() != (m.scheme.symmetric ? 0 : groups) || m.scheme.group_size % kRoundedGroup != 0 ||
+      (!m.group_index.empty() && m.scheme.group_size == 0)) {
     throw bad_input(fmt::format("packed sizes do not fit [{}, {}] {}", m.rows, m.cols, to_string(m.scheme)), where,
                     "the checkpoint is damaged; write it again");
   }
@@ -231,10 +233,12 @@ PackedMatrix PackedMatrix::round_to(PackedKind kind, const Tensor& tensor, const
 
 PackedMatrix PackedMatrix::to_bf16(const Tensor& tensor, const std::string& where, const PackContext& context) {
   require_matrix(tensor, where);
-  return bf16_of(tensor.dim(0), tensor.dim(1), [&](std::int64_t row, float* out) { read_floats(tensor, row, out); }, context);
+  return bf16_of(
+      tensor.dim(0), tensor.dim(1), [&](std::int64_t row, float* out) { read_floats(tensor, row, out); }, context);
 }
 
-PackedMatrix PackedMatrix::from_blocks(const BlockMatrix& matrix, const std::string& where, const PackContext& context) {
+PackedMatrix PackedMatrix::from_blocks(const BlockMatrix& matrix, const std::string& where,
+                                       const PackContext& context) {
   const Matrix checked(matrix, where);
   if (matrix.type->block_size == kRoundedGroup && matrix.type->second_half < 0) return w8_of(matrix, context);
   const auto read = [&](std::int64_t row, float* out) {
@@ -264,7 +268,8 @@ PackedMatrix PackedMatrix::w8_of(const BlockMatrix& matrix, const PackContext& c
     matrix.type->dequantize(blocks, codes);  // with scales of 1: the integers
     for (std::int64_t i = 0; i < out.view_.depth; i += 4, lane += out.lane_stride()) {
       std::uint8_t step[4];
-      for (std::int64_t j = 0; j < 4; ++j) step[j] = static_cast<std::uint8_t>(128 + static_cast<int>(codes[static_cast<std::size_t>(i + j)]));
+      for (std::int64_t j = 0; j < 4; ++j)
+        step[j] = static_cast<std::uint8_t>(128 + static_cast<int>(codes[static_cast<std::size_t>(i + j)]));
       std::memcpy(lane, step, sizeof step);
     }
   });

@@ -27,11 +27,11 @@ struct PackContext {
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  /// Codes, scales and zero points as they are, columns in the order of m.columns_by_group() if that is not empty: inputs
-  /// must then come in the same order. Throws Error(bad_input) naming `where` when sizes disagree.
+  /// Codes, scales and zero points as they are, columns in the order of m.columns_by_group() if that is not empty:
+  /// inputs must then come in the same order. Throws Error(bad_input) naming `where` when sizes disagree.
   static PackedMatrix from_w4(const W4Matrix& matrix, const std::string& where, const PackContext& context);
-  /// Exact as 8-bit integers with a scale per 32 columns where a block is an F16 number times integers (Q8_0, Q5_0, Q4_0);
-  /// values of other types are rounded to bf16.
+  /// Exact as 8-bit integers with a scale per 32 columns where a block is an F16 number times integers (Q8_0, Q5_0,
+  /// Q4_0); values of other types are rounded to bf16.
   static PackedMatrix from_blocks(const BlockMatrix& matrix, const std::string& where, const PackContext& context);
   /// int8 values [rows, cols] with a scale per row (f16 bits).
   static PackedMatrix from_int8(std::span<const std::int8_t> values, std::int64_t rows, std::int64_t cols,
@@ -54,8 +54,8 @@ class PackedMatrix {
   static PackedMatrix round_to(PackedKind kind, const Tensor& tensor, const std::string& where,
                                const PackContext& context);
   static PackedMatrix w8_of(const BlockMatrix& matrix, const PackContext& context);
-  static PackedMatrix bf16_of(std::int64_t rows, std::int64_t cols, const std::function<void(std::int64_t, float*)>& read,
-                              const PackContext& context);
+  static PackedMatrix bf16_of(std::int64_t rows, std::int64_t cols,
+                              const std::function<void(std::int64_t, float*)>& read, const PackContext& context);
   template <class Write>
   void fill(ThreadPool& pool, Write write);
   std::int64_t lane_stride() const { return 64 * view_.group_panels; }
