@@ -53,6 +53,11 @@ ModelKind kind_of_model(const fs::path& path) {
   return quantized || fs::exists(path / "spear.json", failure) ? ModelKind::checkpoint : ModelKind::huggingface;
 }
 
+bool is_weights_file(const fs::path& file) {
+  const auto extension = file.extension();
+  return extension == ".safetensors" || extension == ".gguf";
+}
+
 std::optional<fs::path> gguf_of_model(const fs::path& path) {
   if (kind_of_model(path) == ModelKind::gguf) return path;
   return gguf_of_checkpoint(path);

@@ -22,6 +22,9 @@ ModelKind kind_of_model(const std::filesystem::path& path);
 /// The GGUF file that holds the model's weights: the path itself, or the one in a checkpoint; nothing for other models.
 std::optional<std::filesystem::path> gguf_of_model(const std::filesystem::path& path);
 
+/// Whether a file of a model's directory holds weights, by its name.
+bool is_weights_file(const std::filesystem::path& file);
+
 /// Config alone, without reading weights.
 ModelConfig read_model_config(const std::filesystem::path& path);
 

@@ -70,10 +70,15 @@ void check_tensor(const Tensor& tensor, const Shape& shape, const std::string& w
   }
 }
 
-void check_w4(const W4Matrix& matrix, std::int64_t rows, std::int64_t cols, const std::string& where) {
+/// matrix: packed, or in blocks.
+void check_shape(const auto& matrix, std::int64_t rows, std::int64_t cols, const std::string& where) {
   if (matrix.rows != rows || matrix.cols != cols) {
     throw bad_input(fmt::format("shape [{}, {}] instead of [{}, {}]", matrix.rows, matrix.cols, rows, cols), where);
   }
+}
+
+void check_w4(const W4Matrix& matrix, std::int64_t rows, std::int64_t cols, const std::string& where) {
+  check_shape(matrix, rows, cols, where);
   for (const std::uint16_t bits : matrix.scales) {
     if (!std::isfinite(f16_to_f32(bits))) throw bad_input("a scale is NaN or infinite", where);
   }
@@ -85,9 +90,7 @@ void check_w4(const W4Matrix& matrix, std::int64_t rows, std::int64_t cols, cons
 }
 
 void check_blocks(const BlockMatrix& matrix, std::int64_t rows, std::int64_t cols, const std::string& where) {
-  if (matrix.rows != rows || matrix.cols != cols) {
-    throw bad_input(fmt::format("shape [{}, {}] instead of [{}, {}]", matrix.rows, matrix.cols, rows, cols), where);
-  }
+  check_shape(matrix, rows, cols, where);
   if (const std::int64_t row = matrix.first_non_finite_row(); row >= 0) {
     throw bad_input(fmt::format("a scale of row {} is NaN or infinite", row), where,
                     "get an undamaged copy of the model");

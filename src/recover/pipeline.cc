@@ -163,8 +163,7 @@ std::int64_t model_bytes(const std::filesystem::path& model) {
   if (!std::filesystem::is_directory(model)) return static_cast<std::int64_t>(std::filesystem::file_size(model));
   std::int64_t bytes = 0;
   for (const auto& entry : std::filesystem::directory_iterator(model)) {
-    const auto extension = entry.path().extension();
-    if (extension == ".safetensors" || extension == ".gguf") bytes += static_cast<std::int64_t>(entry.file_size());
+    if (is_weights_file(entry.path())) bytes += static_cast<std::int64_t>(entry.file_size());
   }
   return bytes;
 }

@@ -121,8 +121,7 @@ std::string model_sha256(const std::filesystem::path& model) {
   if (!std::filesystem::is_directory(model)) return sha256_file(model);
   std::vector<std::string> hashes;
   for (const auto& entry : std::filesystem::directory_iterator(model)) {
-    const auto extension = entry.path().extension();
-    if (extension == ".safetensors" || extension == ".gguf" || entry.path().filename() == "config.json") {
+    if (is_weights_file(entry.path()) || entry.path().filename() == "config.json") {
       hashes.push_back(entry.path().filename().string() + " " + sha256_file(entry.path()));
     }
   }

@@ -43,15 +43,13 @@ constexpr const char* name(DType type) {
   return "?";
 }
 
-/// IEEE binary16 <-> binary32, round to nearest even, subnormals, infinities and NaN kept.
-inline float f16_to_f32(std::uint16_t h) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000U) << 16;
-  const std::uint32_t exponent = (h >> 10) & 0x1fU;
-  const std::uint32_t mantissa = h & 0x3ffU;
-  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000U | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-  const float magnitude = static_cast<float>(mantissa) * 0x1p-24F;
-  return sign != 0 ? -magnitude : magnitude;
+/// IEEE binary16 <-> binary32, round to nearest even, subnormals, infinities and NaN kept. This way without branches, so
+/// that loops over it are vectorized: the exponent is moved by a product, which subnormals need too.
+inline __attribute__((always_inline)) float f16_to_f32(std::uint16_t h) {
+  const std::uint32_t magnitude = static_cast<std::uint32_t>(h & 0x7fffU) << 13;
+  const auto scaled = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112F);
+  const std::uint32_t special = (0U - static_cast<std::uint32_t>(magnitude >= 0x0f800000U)) & 0x7f800000U;  // infinity, NaN
+  return std::bit_cast<float>(scaled | special | static_cast<std::uint32_t>(h & 0x8000U) << 16);
 }
 
 inline std::uint16_t f32_to_f16(float f) {
@@ -68,7 +66,7 @@ inline std::uint16_t f32_to_f16(float f) {
   return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000U) >> 13));
 }
 
-inline float bf16_to_f32(std::uint16_t h) { return std::bit_cast<float>(static_cast<std::uint32_t>(h) << 16); }
+inline __attribute__((always_inline)) float bf16_to_f32(std::uint16_t h) { return std::bit_cast<float>(static_cast<std::uint32_t>(h) << 16); }
 
 inline std::uint16_t f32_to_bf16(float f) {
   const auto bits = std::bit_cast<std::uint32_t>(f);

@@ -34,13 +34,4 @@ inline __attribute__((always_inline)) float vector_exp(float x) {
   return std::bit_cast<float>(std::bit_cast<std::int32_t>(p) + exponent);
 }
 
-/// f16_to_f32 (tensor/dtype.h) without branches: the exponent is moved by a product, which denormals need too.
-inline __attribute__((always_inline)) float vector_f16_to_f32(std::uint16_t h) {
-  const std::uint32_t magnitude = static_cast<std::uint32_t>(h & 0x7fffU) << 13;
-  const auto scaled = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112F);
-  const std::uint32_t special =
-      (0U - static_cast<std::uint32_t>(magnitude >= 0x0f800000U)) & 0x7f800000U;  // infinity, NaN
-  return std::bit_cast<float>(scaled | special | static_cast<std::uint32_t>(h & 0x8000U) << 16);
-}
-
 }  // namespace spear

@@ -50,18 +50,23 @@ TEST(CpuModelTest, AgreesWithTheReferenceInEveryFormat) {
   }
 }
 
-/// Groups of 32 of 96 and 72 columns (the last one of 8), in an order that q, k and v share or have each their own.
-ModelWeights act_order_model(bool shared, bool symmetric) {
+/// With compensators; embedding in bf16, two heads to a head of keys.
+ModelWeights compensated_model(std::int64_t hidden, std::int64_t intermediate, std::int64_t heads, W4Scheme scheme) {
   RandomModelOptions options;
   options.compensators = true;
-  options.hidden = 96;
-  options.intermediate = 72;
-  options.heads = 6;
-  options.kv_heads = 3;
-  options.head_dim = 16;
-  options.scheme = {32, symmetric};
+  options.hidden = hidden;
+  options.intermediate = intermediate;
+  options.heads = heads;
+  options.kv_heads = heads / 2;
+  options.head_dim = hidden / heads;
+  options.scheme = scheme;
   options.dense = DType::bf16;
-  ModelWeights weights = random_model(options);
+  return random_model(options);
+}
+
+/// Groups of 32 of 96 and 72 columns (the last one of 8), in an order that q, k and v share or have each their own.
+ModelWeights act_order_model(bool shared, bool symmetric) {
+  ModelWeights weights = compensated_model(96, 72, 6, {32, symmetric});
   for (int i = 0; i < module_count(weights.config); ++i) {
     const int seed = shared ? ModuleId{i}.input_group().index : i;
     shuffle_groups(std::get<W4Matrix>(weights.linear({i}).weight), static_cast<std::uint64_t>(seed));
@@ -122,16 +127,7 @@ TEST(CpuModelTest, APlantedWrongOrderIsSeen) {
 
 /// One linear of each type that llama.cpp mixes, beside 4-bit and dense ones.
 ModelWeights block_model() {
-  RandomModelOptions options;
-  options.compensators = true;
-  options.hidden = 256;
-  options.intermediate = 512;
-  options.heads = 4;
-  options.kv_heads = 2;
-  options.head_dim = 64;
-  options.scheme = {32, true};
-  options.dense = DType::bf16;
-  ModelWeights weights = random_model(options);
+  ModelWeights weights = compensated_model(256, 512, 4, {32, true});
   const char* types[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"};
   for (int i = 0; i < module_count(weights.config); ++i) {
     if (i % 9 == 8) continue;

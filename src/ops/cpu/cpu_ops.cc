@@ -112,8 +112,9 @@ void CpuWeights::add_compensator(const Compensator& compensator, ModuleId id, Li
   }
   PackedMatrix& packed = packed_inputs_[{&a, linear.input_order}];
   if (packed.empty()) {
-    const auto values = linear.input_order == nullptr ? a.values : reordered(a, *linear.input_order);
-    packed = PackedMatrix::from_int8(values, a.rows, a.cols, a.scales, context);
+    std::vector<std::int8_t> sorted;
+    if (linear.input_order != nullptr) sorted = reordered(a, *linear.input_order);
+    packed = PackedMatrix::from_int8(sorted.empty() ? a.values : sorted, a.rows, a.cols, a.scales, context);
   }
   linear.packed_a = &packed;
   linear.packed_compensator.emplace(compensator, linear.packed.view(), id.name());

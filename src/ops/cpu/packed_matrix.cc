@@ -26,11 +26,11 @@ std::uint32_t shuffle_nibbles(std::uint32_t x) {
 }
 
 SPEAR_VECTOR_CLONES void widen_bf16(const std::uint16_t* in, std::int64_t count, float* out) {
-  for (std::int64_t i = 0; i < count; ++i) out[i] = std::bit_cast<float>(static_cast<std::uint32_t>(in[i]) << 16);
+  for (std::int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(in[i]);
 }
 
 SPEAR_VECTOR_CLONES void widen_f16(const std::uint16_t* in, std::int64_t count, float* out) {
-  for (std::int64_t i = 0; i < count; ++i) out[i] = vector_f16_to_f32(in[i]);
+  for (std::int64_t i = 0; i < count; ++i) out[i] = f16_to_f32(in[i]);
 }
 
 void read_floats(const Tensor& tensor, std::int64_t row, float* out) {
