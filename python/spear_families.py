@@ -51,11 +51,30 @@ def rotate(x: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+def stream_rotation(n: int) -> np.ndarray:
+    """Q [n, n] of docs/checkpoint.md: signs, then a cosine transform of n's odd part times a Hadamard matrix."""
+    odd = n // (n & -n)
+    z = np.arange(n, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    signs = np.where((z ^ (z >> np.uint64(31))) >> np.uint64(63), -1.0, 1.0)
+    k = np.arange(odd)
+    cosine = np.cos(np.pi / odd * np.outer(k, k + 0.5)) * np.sqrt(2 / odd)
+    cosine[0] /= np.sqrt(2)
+    hadamard = np.ones((1, 1))
+    while len(hadamard) < n // odd:
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]]) / np.sqrt(2)
+    return (signs[:, None] * np.kron(cosine.T, hadamard)).astype(np.float32)
+
+
 class Family:
     """What a model family adds to the plain decoder, from the config.json that SPEAR writes (docs/formats.md)."""
 
     def __init__(self, config: dict, hidden: int, layers: int, head_dim: int):
-        kind = config["model_type"]
+        kind, self.rotation = config["model_type"], None
+        if "spear_stream_rotation" in config:
+            require(config["spear_stream_rotation"] == "dct-hadamard/1", "the rotation of the stream is unknown")
+            kind, self.rotation = kind.removeprefix("spear_"), stream_rotation(hidden)
         known = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
         require(kind in known, f"architecture {kind!r} is not supported")
         gemma = self.output_norms = kind == "gemma3_text"

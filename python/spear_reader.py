@@ -326,6 +326,8 @@ class SpearModel:
     def hidden_states(self, ids: np.ndarray) -> np.ndarray:
         """Token ids [n] -> final normalized hidden states [n, hidden_size]."""
         c, x = self.family, self.embedding[ids] * np.float32(self.family.embedding_scale)
+        if c.rotation is not None:
+            x = x @ c.rotation
         for n in range(self.layers):
             layer = f"model.layers.{n}."
             attended = self.attention(n, self.norm(layer + "input_layernorm", x))
@@ -333,7 +335,7 @@ class SpearModel:
             y = self.norm(layer + ("pre_feedforward_layernorm" if c.output_norms else "post_attention_layernorm"), x)
             y = c.activation(self.linear(layer + "mlp.gate_proj", y)) * self.linear(layer + "mlp.up_proj", y)
             x = x + self.norm(layer + "post_feedforward_layernorm", self.linear(layer + "mlp.down_proj", y))
-        return self.norm("model.norm", x)
+        return self.norm("model.norm", x if c.rotation is None else x @ c.rotation.T)
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """Token ids [n] -> [n, vocab_size]."""

@@ -89,6 +89,20 @@ class EndToEnd(unittest.TestCase):
         run(*self.recover_command(self.out), code=2)
         self.assertEqual(before, (self.out / "spear.json").read_bytes())
 
+    def test_a_rotated_stream_reads_the_same_everywhere(self):
+        rotated = self.folder / "rotated"
+        run(SPEAR, "quantize", "--model", MODEL, "--quantizer", "rtn", "--rotate", "stream", "--out", rotated, "--quiet")
+        measure = ("--text", TEXT, "--context", CONTEXT, "--windows", 2, "--json")
+        online = json.loads(run(SPEAR, "eval", "--model", rotated, *measure))["perplexity"]["value"]
+        found = {"reader": json.loads(run(sys.executable, ROOT / "python/spear_reader.py", rotated, *measure))["perplexity"]}
+        for form, out in (("gptq", self.folder / "rotated-gptq"), ("gguf", self.folder / "rotated.gguf")):
+            run(SPEAR, "export", rotated, "--format", form, "--out", out, *(("--embeddings", "stored") if form == "gguf" else ()))
+            found[form] = json.loads(run(SPEAR, "eval", "--model", out, *measure))["perplexity"]["value"]
+        for name, value in found.items():
+            self.assertAlmostEqual(value / online, 1, delta=1e-3, msg=name)
+        self.assertNotEqual(json.loads((rotated / "config.json").read_text())["model_type"], "llama", "others must refuse it")
+        self.assertEqual(json.loads((self.folder / "rotated-gptq/config.json").read_text())["model_type"], "llama")
+
     def test_report_and_inspect(self):
         page = (self.out / "report.html").read_text()
         self.assertIn("<svg", page)

@@ -16,6 +16,7 @@
 #include "io/gptq_writer.h"
 #include "io/lora_writer.h"
 #include "io/model_reader.h"
+#include "model/stream_rotation.h"
 #include "text/gguf_export.h"
 #include "text/tokenizer.h"
 
@@ -113,8 +114,12 @@ int run(const CommonOptions& common, const Options& options) {
   if (!options.force && fs::exists(options.out, ignored)) {
     throw usage_error("output exists already", options.out, "choose another --out, or pass --force to replace it");
   }
-  const ModelWeights weights = read_backbone(options.model);
+  ModelWeights weights = read_backbone(options.model);
   const std::int64_t compensators = compensator_bytes(weights);
+  if (weights.config.rotated_stream && !is_adapter(options)) {
+    weights = fold_stream_rotation(std::move(weights));
+    log::info("the model's stream is rotated: other programs get the rotation in an embedding and a head of their own");
+  }
   nlohmann::json document = is_adapter(options)         ? export_adapter(weights, common, options)
                             : options.format == "gptq" ? export_gptq(weights, options)
                                                        : export_gguf(weights, options);

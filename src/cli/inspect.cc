@@ -28,6 +28,7 @@ void print_config(const Options& options, ModelKind kind, const ModelSummary& su
       "{} positions\n",
       c.model_type, c.num_hidden_layers, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.head_dim,
       c.num_key_value_heads, c.vocab_size, c.max_position_embeddings);
+  if (c.rotated_stream) fmt::print("residual stream rotated (docs/checkpoint.md); for other programs: spear export\n");
 }
 
 void print_parts(const ModelSummary& summary) {

@@ -11,6 +11,7 @@
 #include "base/progress.h"
 #include "base/resources.h"
 #include "cli/command_line.h"
+#include "cli/offline_blas.h"
 #include "cli/offline_options.h"
 #include "cli/offline_print.h"
 #include "recover/pipeline.h"
@@ -139,6 +140,7 @@ void add_commands(CommandLine& line) {
 }  // namespace spear::cli
 
 int main(int argc, char** argv) {
+  spear::cli::use_known_blas_kernels(argv);
   // oneDNN keeps compiled kernels of the last 1,024 shapes, megabytes each; a growing KV cache has a new shape per
   // token.
   setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256", /*overwrite=*/0);

@@ -55,6 +55,7 @@ void OfflineOptions::add_recipe(CLI::App& command) {
   command.add_option("--preset", preset, "quick, standard or thorough")->capture_default_str()->group("Recipe");
   command.add_option("--scheme", scheme, "w4-channel-sym, w4-channel-asym, w4-g128-sym, ...")->capture_default_str()->group("Recipe");
   command.add_option("--quantizer", quantizer, "rtn, clip, gptq or tuned")->capture_default_str()->group("Recipe");
+  command.add_option("--rotate", rotation, "stream: quantize in a rotated basis, which rounds better and only SPEAR runs; none")->capture_default_str()->group("Recipe");
   command.add_option("--tune", tune, "what trains beside the compensators: none, scales or codes")->group("Recipe");
   command.add_option("--budget", budget, "bytes of all compensators, as a share of the model's")->capture_default_str()->group("Recipe");
   command.add_option("--placement", placement, "damage, fisher, uniform, random or trained")->group("Recipe");
@@ -107,6 +108,10 @@ RecoverOptions OfflineOptions::resolve() const {
       throw bad_input("nothing in it is quantized: this is a reference, not a backbone", backbone,
                       "pass a compressed-tensors, GPTQ or AWQ directory or a GGUF file, or leave --backbone out");
     }
+  }
+  recipe.rotation = parse_rotation(rotation);
+  if (!backbone.empty() && recipe.rotation != Rotation::none) {
+    throw usage_error("a backbone stays in the basis it is in", "--rotate", "leave --rotate out, or --backbone");
   }
   if (!tune.empty()) set_tune(recipe, parse_tune(tune));
   if (!backbone.empty() && recipe.tune == Tune::codes) {

@@ -11,6 +11,7 @@
 #include "io/gguf_model.h"
 #include "io/gguf_names.h"
 #include "io/gguf_writer.h"
+#include "io/stored_tensors.h"
 
 namespace spear {
 namespace {
@@ -252,6 +253,7 @@ struct Unchecked {
 void write_gguf_model(const std::filesystem::path& path, const ModelWeights& weights,
                       const std::variant<GgufTokenizer, const GgufFile*>& tokenizer, const GgufExportOptions& options) {
   const ModelConfig& config = weights.config;
+  require_plain_stream(config);
   const GgufArchitecture* architecture = gguf_architecture_of(config);
   if (architecture == nullptr) {
     throw usage_error(fmt::format("llama.cpp's name for '{}' is not known", config.model_type), "model_type", kKeep);

@@ -42,6 +42,7 @@ Survey survey(const ModelWeights& weights) {
 }  // namespace
 
 GptqExport write_gptq_model(const std::filesystem::path& directory, const ModelWeights& weights) {
+  require_plain_stream(weights.config);
   const auto [scheme, zero_points_of_0, act_order] = survey(weights);
   const int zero_offset = zero_points_of_0 ? 0 : 1;
   const GptqExport result{zero_points_of_0 ? "gptq_v2" : "gptq"};

@@ -36,6 +36,26 @@ constexpr Family kFamilies[] = {{"llama", "LlamaForCausalLM", 0, 0, 2048, 1e4, f
                                 {"qwen3", "Qwen3ForCausalLM", 32, 128, 32768, 1e4, false},
                                 {"gemma3_text", "Gemma3ForCausalLM", 4, 256, 131072, 1e6, true}};
 
+// What makes other readers refuse a model whose stream is rotated, which they would run without rotating.
+constexpr const char *kRotated = "spear_stream_rotation", *kRotation = "dct-hadamard/1";
+constexpr const char *kTypePrefix = "spear_", *kArchitecturePrefix = "SpearRotated";
+
+/// The config without its rotation, and whether it has one.
+std::pair<json, bool> without_rotation(const json& config, const std::string& where) {
+  const json* rotation = find(config, kRotated);
+  if (rotation == nullptr) return {config, false};
+  if (*rotation != kRotation) throw unsupported(kRotated, *rotation, where);
+  json plain = config;
+  plain.erase(kRotated);
+  const auto strip = [](json& value, std::string_view prefix) {
+    if (!value.is_string() || !value.get_ref<const std::string&>().starts_with(prefix)) return;
+    value = value.get_ref<const std::string&>().substr(prefix.size());
+  };
+  strip(plain["model_type"], kTypePrefix);
+  if (auto& names = plain["architectures"]; names.is_array() && names.size() == 1) strip(names[0], kArchitecturePrefix);
+  return {std::move(plain), true};
+}
+
 const Family& family_of(const json& config, const std::string& where) {
   const json* type = find(config, "model_type");
   const auto* family = std::find_if(std::begin(kFamilies), std::end(kFamilies),
@@ -199,7 +219,8 @@ void put_windows(json& config, const ModelConfig& model) {
 
 }  // namespace
 
-HfConfig parse_hf_config(const json& config, const std::string& where) {
+HfConfig parse_hf_config(const json& written, const std::string& where) {
+  const auto [config, rotated] = without_rotation(written, where);
   const Family& family = family_of(config, where);
   check_neutral_options(config, where);
   HfConfig result;
@@ -228,6 +249,7 @@ HfConfig parse_hf_config(const json& config, const std::string& where) {
   parse_rope(config, family.rope_theta, model, where);
   parse_windows(config, model, where);
   parse_family(config, model, where);
+  model.rotated_stream = rotated;
   model.validate(where);
   if (const json* quantization = find(config, "quantization_config")) {
     result.quantization = parse_quantization_config(*quantization, where);
@@ -285,6 +307,11 @@ json make_hf_config(const ModelConfig& model, DType dtype) {
     config["embedding_scale"] = model.embedding_scale;
   }
   if (model.model_type != "llama") put_windows(config, model);
+  if (model.rotated_stream) {
+    config[kRotated] = kRotation;
+    config["model_type"] = std::string(kTypePrefix) + family->model_type;
+    config["architectures"] = {std::string(kArchitecturePrefix) + family->architecture};
+  }
   const auto& eos = model.eos_token_ids;
   config["eos_token_id"] = eos.empty() ? json(nullptr) : eos.size() == 1 ? json(eos[0]) : json(eos);
   return config;

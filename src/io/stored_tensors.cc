@@ -64,4 +64,10 @@ TensorMap stored_tensors(const ModelWeights& weights, bool quantized, const PutL
   return tensors;
 }
 
+void require_plain_stream(const ModelConfig& config) {
+  if (!config.rotated_stream) return;
+  throw usage_error("the model's residual stream is rotated, which this format cannot say", "rotated_stream",
+                    "fold the rotation into embedding and head first (spear export does)");
+}
+
 }  // namespace spear

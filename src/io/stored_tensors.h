@@ -16,6 +16,9 @@ using PutLinear = std::function<void(TensorMap& tensors, const std::string& modu
 /// write_checkpoint documents it; otherwise as they are.
 TensorMap stored_tensors(const ModelWeights& weights, bool quantized, const PutLinear& put_linear);
 
+/// Throws Error(usage) for a model that the format's readers would run without rotating its stream.
+void require_plain_stream(const ModelConfig& config);
+
 /// F32 embeddings in F16, or BF16 where a value exceeds its range.
 Tensor store_embedding(const Tensor& tensor);
 

@@ -36,6 +36,7 @@ void ModelConfig::validate(const std::string& where) const {
   check(rope_local_theta == 0 || rope_local_theta > 1, "rope_local_base_freq", rope_local_theta);
   check(query_pre_attn_scalar >= 0, "query_pre_attn_scalar", query_pre_attn_scalar);
   check(embedding_scale > 0, "embedding_scale", embedding_scale);
+  if (rotated_stream && output_norms) throw bad_input("a rotated stream beside norms of outputs", where);
   const RopeScaling& scaling = rope_scaling;
   check(scaling.factor >= 1, "rope_scaling.factor", scaling.factor);
   check(scaling.low_freq_factor > 0, "rope_scaling.low_freq_factor", scaling.low_freq_factor);

@@ -46,6 +46,7 @@ struct ModelConfig {
   bool qk_norm = false;        ///< every head of q and k goes through an RMSNorm before it is rotated
   bool output_norms = false;   ///< so do the outputs of attention and MLP before they are added
   bool tie_word_embeddings = false;
+  bool rotated_stream = false;  ///< model/stream_rotation.h: rotated behind the embedding, and back before the final norm
   std::int64_t bos_token_id = -1;  ///< -1: none
   std::vector<std::int64_t> eos_token_ids;
 

@@ -3,7 +3,7 @@
 //
 //   Ops::Activation                                  a [tokens, features] value, opaque here
 //   Ops::Batch                                       tokens, positions, KV cache: opaque to the layer
-//   Stream<Ops> embed(batch, gain)                   token embedding and its scale, and its first RMSNorm
+//   Stream<Ops> embed(batch, gain)                   token embedding, its scale and rotation, and its first RMSNorm
 //   std::array<Activation, N> linears(x, ids)        several linears (with compensators and biases) on one input; their
 //                                                    z's can be computed together
 //   Activation attention(layer, q, k, v, batch)      norms of q and k, rotary embedding, KV cache, causal softmax in the
@@ -27,10 +27,12 @@
 namespace spear {
 
 /// How a block of the layer ends: a linear, the norm of its output where the family has one, the norm of what reads on.
+/// `back`: a rotated stream ends here, and its norm is that of the stream rotated back.
 struct Tail {
   ModuleId linear;
   std::optional<NormId> output;
   NormId next;
+  bool back = false;
 };
 
 /// The residual stream and its RMSNorm under the gain of whatever reads it next. Both [tokens, hidden_size].
@@ -47,7 +49,8 @@ Stream<Ops> decoder_layer(Ops& ops, const ModelConfig& config, std::int64_t laye
   const auto output = [&](NormKind kind) {
     return config.output_norms ? std::optional(NormId::of(layer, kind)) : std::nullopt;
   };
-  const NormId next = layer + 1 < config.num_hidden_layers ? NormId::input(layer + 1) : NormId::final(config);
+  const bool last = layer + 1 == config.num_hidden_layers;
+  const NormId next = last ? NormId::final(config) : NormId::input(layer + 1);
 
   auto [q, k, v] = ops.linears(
       stream.normed, std::array{id(LinearKind::q_proj), id(LinearKind::k_proj), id(LinearKind::v_proj)});
@@ -60,7 +63,7 @@ Stream<Ops> decoder_layer(Ops& ops, const ModelConfig& config, std::int64_t laye
   auto [gate, up] = ops.linears(stream.normed, std::array{id(LinearKind::gate_proj), id(LinearKind::up_proj)});
   auto activated = ops.gated_act(std::move(gate), std::move(up));
   ops.observe("gated_act", layer, activated);
-  const Tail mlp_tail{id(LinearKind::down_proj), output(NormKind::mlp_output), next};
+  const Tail mlp_tail{id(LinearKind::down_proj), output(NormKind::mlp_output), next, last && config.rotated_stream};
   stream = ops.linear_tail(std::move(activated), mlp_tail, std::move(stream));
   ops.observe("layer", layer, stream.residual);
   return stream;

@@ -105,7 +105,7 @@ std::vector<torch::Tensor> Stages::latents(const Start& start) const {
     const auto& linear = start.linears[i];
     const auto weight = !start.targets.empty()
                             ? start.targets[i]
-                            : to_torch(reference_.linear(ModuleId{static_cast<int>(i)}).weight).to(device_);
+                            : to_torch(parent().linear(ModuleId{static_cast<int>(i)}).weight).to(device_);
     const std::int64_t in = weight.size(1);
     const auto position = weight / expand_groups(linear.scales, in, linear.scheme) + expand_groups(linear.zeros, in, linear.scheme);
     // Inside the cell of the code it has: what the quantizer decided stands until training moves it.
@@ -146,7 +146,7 @@ Stages::Start Stages::behind_given_linears(Calibrated& out) {
     const auto fitted = run_quantizer("closed form", wide, whitening);
     if (out.shapes.empty()) out.shapes = choose_shapes(fitted, out.placement);
     auto candidate = starts_of(sites(), out.shapes, fitted);
-    drop_reference_model();
+    drop_model();
     TorchModel model = model_of(best.linears);
     TrainableModel trainable(model, best.linears, {}, candidate, Tune::none, options_.recipe.seed);
     trainable.install(true, false);
@@ -179,7 +179,7 @@ Stages::Start Stages::trained_wide(Calibrated& out) {
     everywhere.push_back({site.members, r.wide_rank, r.gate_rows, 0});
     where.push_back({site.members, r.wide_rank, r.gate_rows});
   }
-  drop_reference_model();
+  drop_model();
   TorchModel model = model_of(start.linears);
   TrainableModel trainable(model, start.linears, {}, starts_of(sites(), everywhere, wide), Tune::none, r.seed);
   TrainOptions how = r.train;
@@ -239,7 +239,7 @@ Calibrated Stages::calibrate() {
   Calibrated out;
   states();
   Start start = closed_form(out);
-  drop_reference_model();
+  drop_model();
   TorchModel model = model_of(start.linears);
   TrainableModel trainable(model, start.linears, latents(start), start.compensators, r.tune, r.seed);
   auto training = to_json(r);

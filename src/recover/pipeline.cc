@@ -176,11 +176,11 @@ nlohmann::json manifest_head(Stages& stages, const RecoverOptions& options) {
   }
   nlohmann::json manifest = {
       {"schema", "spear.manifest/1"}, {"spear_version", kVersion}, {"created", utc_now()}, {"command", options.command},
-      {"machine", machine_description() + (stages.device().is_cuda() ? ", CUDA" : "")}, {"seed", options.recipe.seed},
+      {"machine", machine_description() + (stages.device().is_cuda() ? ", CUDA" : "")}, {"seed", stages.recipe().seed},
       {"threads", at::get_num_threads()},
       {"reference", {{"name", options.reference.filename().string()}, {"path", options.reference.string()},
                      {"sha256", stages.reference_sha256()}, {"bytes", model_bytes(options.reference)}}},
-      {"recipe", to_json(options.recipe)},
+      {"recipe", to_json(stages.recipe())},
       {"model", {{"layers", config.num_hidden_layers}, {"hidden_size", config.hidden_size}, {"parameters", parameters}}}};
   if (!options.backbone.empty()) {
     manifest["backbone"] = {{"name", options.backbone.filename().string()}, {"path", options.backbone.string()},
@@ -246,15 +246,15 @@ nlohmann::json recover(const RecoverOptions& given) {
   const auto& base = stages.reference();
   manifest["bytes"] = bytes_json(stages, calibrated.weights, model_bytes(options.reference));
   if (!calibrated.placement.is_null()) manifest["placement"] = calibrated.placement;
-  manifest["calibration"] = calibration_json(calibrated, options.recipe, stages.samples());
+  manifest["calibration"] = calibration_json(calibrated, stages.recipe(), stages.samples());
   if (!calibrated.gates.is_null()) manifest["gates"] = calibrated.gates;
 
   const std::int64_t base_bytes = manifest["bytes"]["base"], added = manifest["bytes"]["compensators"];
   manifest["results"] = stages.timed("evaluate", [&] {
     Evaluator evaluator(stages, choose_text(stages, options));
     evaluator.reference(base, manifest["reference"]["bytes"]);
-    evaluator.model("rtn", "RTN " + to_string(options.recipe.scheme), with_stored_embeddings(stages.with_linears(stages.rtn())), base_bytes);
-    if (options.recipe.quantizer != "rtn" || !options.backbone.empty()) {
+    evaluator.model("rtn", "RTN " + to_string(options.recipe.scheme), with_stored_embeddings(stages.rtn_model()), base_bytes);
+    if (options.recipe.quantizer != "rtn" || stages.recipe().rotation != Rotation::none || !options.backbone.empty()) {
       evaluator.model("quantized", options.backbone.empty() ? "quantizer alone, untrained" : "backbone as given",
                       stages.as_stored(stages.quantized_model()), base_bytes);
     }
@@ -281,7 +281,7 @@ nlohmann::json quantize(const RecoverOptions& given) {
   preflight(options, read_model_config(options.reference));
   Stages stages(options);
   auto manifest = manifest_head(stages, options);
-  const auto weights = stages.with_linears(stages.quantized().linears);
+  const auto weights = stages.quantized_model();
   manifest["bytes"] = bytes_json(stages, weights, model_bytes(options.reference));
   manifest["stages"] = stage_times(stages);
   write_result(stages, options, weights, manifest);

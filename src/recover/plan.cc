@@ -57,8 +57,9 @@ Needs estimate_needs(const ModelConfig& config, const Recipe& recipe) {
   }
   const double embedding = static_cast<double>(config.vocab_size * config.hidden_size);
   const double layers = static_cast<double>(config.num_hidden_layers);
-  // Bytes per weight: reference f32 4, student bf16 2, codes f32 4, and with codes trained two moments 8 and gradients 2.
-  const double per_weight = 10 + (recipe.tune == Tune::codes ? 10 : recipe.tune == Tune::scales ? 2 : 0);
+  // Bytes per weight: reference f32 4 and once more if it is rotated, student bf16 2, codes f32 4, and with codes trained
+  // two moments 8 and gradients 2.
+  const double per_weight = 10 + (recipe.rotation == Rotation::stream ? 4 : 0) + (recipe.tune == Tune::codes ? 10 : recipe.tune == Tune::scales ? 2 : 0);
   // Activations that one step keeps, per token and layer (bf16 inputs and outputs of the linears, f32 stream, softmax).
   const double per_token = layers * (14.0 * static_cast<double>(config.hidden_size) + 10.0 * static_cast<double>(config.intermediate_size) +
                                      4.0 * static_cast<double>(config.q_size() + 2 * config.kv_size()) +

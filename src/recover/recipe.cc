@@ -11,6 +11,8 @@ namespace {
 
 constexpr std::pair<const char*, Tune> kTunes[] = {{"none", Tune::none}, {"scales", Tune::scales}, {"codes", Tune::codes}};
 
+constexpr std::pair<const char*, Rotation> kRotations[] = {{"none", Rotation::none}, {"stream", Rotation::stream}};
+
 constexpr std::size_t at(ParameterGroup group) { return static_cast<std::size_t>(group); }
 
 }  // namespace
@@ -54,6 +56,15 @@ Tune parse_tune(std::string_view text) {
   }
   throw usage_error(fmt::format("unknown value '{}'", text), "--tune", "use none, scales or codes");
 }
+
+Rotation parse_rotation(std::string_view text) {
+  for (const auto& [label, rotation] : kRotations) {
+    if (text == label) return rotation;
+  }
+  throw usage_error(fmt::format("unknown value '{}'", text), "--rotate", "use none or stream");
+}
+
+const char* name(Rotation rotation) { return kRotations[static_cast<std::size_t>(rotation)].first; }
 
 const char* name(Tune tune) { return kTunes[static_cast<std::size_t>(tune)].first; }
 
@@ -99,6 +110,7 @@ nlohmann::json to_json(const Recipe& recipe) {
   return {{"preset", recipe.preset},
           {"scheme", to_string(recipe.scheme)},
           {"quantizer", recipe.quantizer},
+          {"rotation", name(recipe.rotation)},
           {"tune", name(recipe.tune)},
           {"budget", recipe.budget},
           {"seed", recipe.seed},

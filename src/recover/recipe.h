@@ -13,10 +13,14 @@
 
 namespace spear {
 
+/// In which basis the stream of the model is that is quantized (model/stream_rotation.h).
+enum class Rotation { none, stream };
+
 struct Recipe {
   std::string preset = "quick";
   W4Scheme scheme;
   std::string quantizer = "tuned";  ///< rtn, clip, gptq (plain), or tuned (the whole chain of model_quantizer.h)
+  Rotation rotation = Rotation::none;
   Tune tune = Tune::scales;
   double budget = 0.01;             ///< share of the base bytes (design §2); 0: no compensators
   std::uint64_t seed = 0;
@@ -38,6 +42,8 @@ struct Recipe {
 /// "quick", "standard", "thorough"; throws Error(usage) naming the valid ones.
 Recipe preset_recipe(std::string_view preset);
 
+Rotation parse_rotation(std::string_view text);  ///< "none", "stream"
+const char* name(Rotation rotation);
 Tune parse_tune(std::string_view text);  ///< "none", "scales", "codes"
 const char* name(Tune tune);
 /// "rtn", "clip", "gptq", "tuned"; sets what the preset has measured as best with it (rates, steps, placement).

@@ -13,6 +13,8 @@
 #include "eval/text_windows.h"
 #include "io/checkpoint.h"
 #include "io/model_reader.h"
+#include "model/stream_rotation.h"
+#include "quant/backbone_basis.h"
 #include "text/chat_template.h"
 #include "torch/torch_tensors.h"
 
@@ -91,10 +93,6 @@ ModelQuantization quantization_from(const TensorMap& map, const W4Scheme& scheme
   return out;
 }
 
-torch::Tensor reference_weight(const ModelWeights& weights, ModuleId id, torch::Device device) {
-  return to_torch(weights.linear(id).weight).to(device);
-}
-
 /// What takes the reference's place must have its shape, and must be quantized.
 void check_backbone(const ModelWeights& reference, const ModelWeights& backbone, const std::string& where) {
   const ModelConfig &a = reference.config, &b = backbone.config;
@@ -136,7 +134,15 @@ Stages::Stages(const RecoverOptions& options)
       reference_sha256_(model_sha256(options.reference)),
       tokenizer_(load_tokenizer(options.reference)),
       device_(default_device()) {
-  if (options.backbone.empty()) return;
+  if (!options.backbone.empty()) read_given_backbone();
+  Rotation& rotation = options_.recipe.rotation;
+  if (backbone_) rotation = backbone_->config.rotated_stream ? Rotation::stream : Rotation::none;
+  if (rotation == Rotation::stream) parent_ = rotate_stream(reference_);
+  if (backbone_) parent_ = in_basis_of(parent(), *backbone_);
+}
+
+void Stages::read_given_backbone() {
+  const RecoverOptions& options = options_;
   backbone_ = read_backbone(options.backbone);
   backbone_sha256_ = model_sha256(options.backbone);
   check_backbone(reference_, *backbone_, options.backbone.string());
@@ -164,7 +170,7 @@ ModelWeights Stages::as_stored(ModelWeights weights) const {
   return keeps_file_ ? std::move(weights) : with_stored_embeddings(std::move(weights));
 }
 
-ModelWeights Stages::quantized_model() { return keeps_file_ ? *backbone_ : with_linears(quantized().linears); }
+ModelWeights Stages::quantized_model() { return backbone_ ? *backbone_ : with_linears(parent(), quantized().linears); }
 
 void Stages::write(const std::filesystem::path& directory, const ModelWeights& weights, const nlohmann::json& manifest) const {
   if (keeps_file_) {
@@ -206,13 +212,22 @@ nlohmann::json Stages::sample_key(const SampleOptions& s) const {
 nlohmann::json Stages::quantize_key() const {
   const Recipe& r = options_.recipe;
   const QuantizeOptions q = quantize_options(r);
-  return {{"input", input_key()},  {"scheme", to_string(r.scheme)}, {"quantizer", r.quantizer}, {"samples", sample_key(quantizer_sample_options())},
+  return {{"input", input_key()},  {"scheme", to_string(r.scheme)}, {"quantizer", r.quantizer}, {"rotation", name(r.rotation)}, {"samples", sample_key(quantizer_sample_options())},
           {"alpha", q.alpha},      {"rho", q.rho},                  {"sweeps", q.sweeps},       {"damping", q.damping},
           {"outlier_cap", fmt::format("{}", q.outlier_cap)}};
 }
 
-TorchModel& Stages::reference_model() {
-  if (!model_) model_ = std::make_unique<TorchModel>(reference_, device_, torch::kBFloat16);
+void Stages::drop_model() {
+  model_.reset();
+  model_weights_ = nullptr;
+}
+
+TorchModel& Stages::model_on(const ModelWeights& weights) {
+  if (model_weights_ != &weights) {
+    drop_model();
+    model_ = std::make_unique<TorchModel>(weights, device_, torch::kBFloat16);
+    model_weights_ = &weights;
+  }
   return *model_;
 }
 
@@ -275,14 +290,17 @@ const torch::Tensor& Stages::states() {
   return states_;
 }
 
-const std::vector<QuantizedLinear>& Stages::rtn() {
-  if (!rtn_) {
-    torch::NoGradGuard no_grad;
-    rtn_.emplace();
-    for (int index = 0; index < module_count(reference_.config); ++index) {
-      rtn_->push_back(quantize_rtn(reference_weight(reference_, ModuleId{index}, device_), options_.recipe.scheme));
-    }
+std::vector<QuantizedLinear> Stages::rounded(const ModelWeights& weights) const {
+  torch::NoGradGuard no_grad;
+  std::vector<QuantizedLinear> out;
+  for (int index = 0; index < module_count(weights.config); ++index) {
+    out.push_back(quantize_rtn(to_torch(weights.linear(ModuleId{index}).weight).to(device_), options_.recipe.scheme));
   }
+  return out;
+}
+
+const std::vector<QuantizedLinear>& Stages::rtn() {
+  if (!rtn_) rtn_ = rounded(reference_);
   return *rtn_;
 }
 
@@ -308,8 +326,8 @@ ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vec
   key["whitening"] = whitening == Whitening::exact ? "exact" : "diagonal";
   if (const auto kept = workspace_.load(stage, key)) return quantization_from(kept->tensors, options_.recipe.scheme, device_);
   const auto tokens = quantizer_tokens();
-  drop_reference_model();
-  TorchModel model(reference_, device_, torch::kBFloat16);
+  drop_model();
+  TorchModel model(parent(), device_, torch::kBFloat16);
   std::vector<CompensatorSite> where;
   const auto all = sites();
   for (std::size_t i = 0; i < ranks.size(); ++i) where.push_back({all[i].members, ranks[i], options_.recipe.gate_rows});
@@ -334,7 +352,7 @@ const ModelQuantization& Stages::quantized() {
     }
   } else if (options_.recipe.quantizer == "rtn") {
     quantized_.emplace();
-    quantized_->linears = rtn();
+    quantized_->linears = parent_ ? rounded(*parent_) : rtn();
   } else {
     // Row counts of zero: where compensators may go, the spectrum of what is left is measured for the placement; without
     // a budget, too, so that runs with and without compensators share this stage.
@@ -357,7 +375,7 @@ const Damage& Stages::damage() {
   const auto& set = samples();
   const auto& linears = quantized().linears;
   const std::int64_t first = set.train_sequences(), rows = std::min(how.sequences, set.held_out);
-  auto& model = reference_model();
+  auto& model = parent_model();
   const auto tokens = model.token_tensor({set.rows(first, rows), rows, set.length}).narrow(1, 0, std::min(how.length, set.length)).contiguous();
   DiagnoseOptions exact = how;
   exact.length = tokens.size(1);
@@ -368,8 +386,8 @@ const Damage& Stages::damage() {
   return *damage_;
 }
 
-ModelWeights Stages::with_linears(const std::vector<QuantizedLinear>& linears) const {
-  ModelWeights out = reference_;
+ModelWeights Stages::with_linears(const ModelWeights& base, const std::vector<QuantizedLinear>& linears) {
+  ModelWeights out = base;
   for (std::size_t i = 0; i < linears.size(); ++i) {
     auto& module = out.linear(ModuleId{static_cast<int>(i)});
     module.weight = linears[i].pack();

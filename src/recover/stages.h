@@ -32,7 +32,11 @@ class Stages {
   /// Reads reference and tokenizer; the reference stays in host memory.
   explicit Stages(const RecoverOptions& options);
 
+  const Recipe& recipe() const { return options_.recipe; }  ///< as given; the rotation is the backbone's, if there is one
+
   const ModelWeights& reference() const { return reference_; }
+  /// The same function in the basis of what is quantized: rotated, or as the backbone has it.
+  const ModelWeights& parent() const { return parent_ ? *parent_ : reference_; }
   const std::string& reference_sha256() const { return reference_sha256_; }
   const Tokenizer& tokenizer() const { return tokenizer_; }
   torch::Device device() const { return device_; }
@@ -40,16 +44,17 @@ class Stages {
 
   const CalibrationSet& samples();
   const torch::Tensor& states();  ///< of the reference over samples(), bfloat16
-  const std::vector<QuantizedLinear>& rtn();
+  const std::vector<QuantizedLinear>& rtn();  ///< of the reference
   const ModelQuantization& quantized();
   const Damage& damage();
   Calibrated calibrate();
 
-  /// A model of the reference's weights in bfloat16; made when first asked for.
-  TorchModel& reference_model();
-  void drop_reference_model() { model_.reset(); }
-  /// Reference weights with these linears packed into them.
-  ModelWeights with_linears(const std::vector<QuantizedLinear>& linears) const;
+  /// Models in bfloat16 of reference() and of parent(); one lives at a time, made when first asked for.
+  TorchModel& reference_model() { return model_on(reference_); }
+  TorchModel& parent_model() { return model_on(parent()); }
+  void drop_model();
+  /// The reference rounded to nearest, as it is.
+  ModelWeights rtn_model() { return with_linears(reference_, rtn()); }
 
   /// Runs `body` and notes its time under `name`.
   template <class Body>
@@ -69,7 +74,7 @@ class Stages {
   bool keeps_file() const;
   /// What is measured: with embeddings as they are rounded when `weights` are written; unchanged where the file is kept.
   ModelWeights as_stored(ModelWeights weights) const;
-  /// The model before compensators: quantized() in the reference, or the backbone's own file.
+  /// The model before compensators: quantized() in parent(), or the backbone's own file.
   ModelWeights quantized_model();
   /// The result's files, into an existing directory.
   void write(const std::filesystem::path& directory, const ModelWeights& weights, const nlohmann::json& manifest) const;
@@ -78,6 +83,11 @@ class Stages {
   nlohmann::json input_key() const;  ///< identifies reference and backbone
 
  private:
+  void read_given_backbone();
+  TorchModel& model_on(const ModelWeights& weights);
+  std::vector<QuantizedLinear> rounded(const ModelWeights& weights) const;
+  /// `base` with these linears packed into it.
+  static ModelWeights with_linears(const ModelWeights& base, const std::vector<QuantizedLinear>& linears);
   SampleOptions sample_options() const;
   /// Many short sequences: what the quantizer looks at gains more from diversity than from length (docs/algorithm.md).
   SampleOptions quantizer_sample_options() const;
@@ -102,14 +112,15 @@ class Stages {
   /// Train wide, truncate: one high rank everywhere, trained for a while, cut to the budget by what it learned.
   Start trained_wide(Calibrated& out);
   std::vector<torch::Tensor> latents(const Start& start) const;
-  /// What stands around the quantized linears: the reference, or the file that is kept.
-  const ModelWeights& student_base() const { return keeps_file_ ? *backbone_ : reference_; }
+  /// What stands around the quantized linears: norms, biases, embedding.
+  const ModelWeights& student_base() const { return backbone_ ? *backbone_ : parent(); }
   TorchModel model_of(const std::vector<QuantizedLinear>& linears) const;
   TrainResult run_training(TorchModel& model, TrainableModel& trainable, const nlohmann::json& key);
 
   RecoverOptions options_;
   Workspace workspace_;
   ModelWeights reference_;
+  std::optional<ModelWeights> parent_;  ///< empty: as the reference
   std::string reference_sha256_, backbone_sha256_;
   std::optional<ModelWeights> backbone_;  ///< without compensators
   bool keeps_file_ = false;
@@ -117,6 +128,7 @@ class Stages {
   Tokenizer tokenizer_;
   torch::Device device_;
   std::unique_ptr<TorchModel> model_;
+  const ModelWeights* model_weights_ = nullptr;  ///< what model_ is of
   std::optional<CalibrationSet> samples_;
   torch::Tensor states_;
   std::optional<std::vector<QuantizedLinear>> rtn_;

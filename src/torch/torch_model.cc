@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "model/stream_rotation.h"
 #include "torch/fused_ops.h"
 #include "torch/torch_tensors.h"
 
@@ -75,6 +76,7 @@ TorchCompensator to_torch(const Compensator& c) {
 Stream<TorchOps> TorchOps::embed(Batch& batch, NormId gain) {
   auto residual = model_.weights_.embed_tokens.index_select(0, batch.tokens.reshape({-1}));
   if (const double scale = model_.config().embedding_scale; scale != 1) residual = residual * scale;
+  if (const auto& q = model_.weights_.rotation; q.defined()) residual = torch::matmul(residual, q);
   return {residual, rms_norm(residual, gain)};
 }
 
@@ -143,7 +145,7 @@ Stream<TorchOps> TorchOps::linear_tail(const torch::Tensor& y, const Tail& tail,
   auto out = linear(y, tail.linear, z, z_owner);
   if (tail.output) out = rms_norm(out.to(torch::kFloat32), *tail.output);
   auto residual = stream.residual + out;
-  return {residual, rms_norm(residual, tail.next)};
+  return {residual, rms_norm(tail.back ? torch::matmul(residual, model_.weights_.rotation.t()) : residual, tail.next)};
 }
 
 void TorchOps::observe(const char* name, std::int64_t layer, const torch::Tensor& value) {
@@ -170,6 +172,11 @@ TorchModel::TorchModel(const ModelWeights& weights, torch::Device device, torch:
       }
       weights_.linears.push_back(std::move(slot));
     }
+  }
+  if (weights.config.rotated_stream) {
+    const std::int64_t n = weights.config.hidden_size;
+    const auto q = StreamRotation(n).matrix();
+    weights_.rotation = to_torch(Tensor::from_floats({n, n}, q)).to(device);
   }
   weights_.gains.resize(static_cast<std::size_t>(NormId::final(weights.config).index) + 1);
   for (const NormId id : norms_of(weights.config)) {

@@ -51,6 +51,7 @@ struct TorchWeights {
   torch::Tensor head;          ///< [vocab, hidden] float32; the same storage when tied
   std::vector<torch::Tensor> gains;  ///< by NormId, float32; undefined where the model has none
   std::vector<TorchLinear> linears;  ///< by ModuleId
+  torch::Tensor rotation;  ///< Q of a rotated stream [hidden, hidden] float32, or undefined
   std::shared_ptr<PackedWeight> packed_head;  ///< as TorchLinear::packed
 };
 

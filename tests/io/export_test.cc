@@ -262,6 +262,9 @@ TEST_F(ExportFile, GptqRefusesWhatItCannotHold) {
   ModelWeights weights = export_model({{0, true}});
   weights.linear({3}).weight = weights.embed_tokens;
   expect_usage_error([&] { write_gptq_model(directory_.path(), weights); }, ModuleId{3}.name());
+  ModelWeights rotated = export_model({{0, true}});
+  rotated.config.rotated_stream = true;
+  expect_usage_error([&] { write_gptq_model(directory_.path(), rotated); }, "rotated");
   expect_usage_error([&] { write_gptq_model(directory_.path(), export_model({{0, true}, "llama", 0, 92})); }, "of 8");
 }
 
@@ -334,6 +337,7 @@ TEST_F(ExportFile, GgufRefusesWhatLlamaCppWouldIgnore) {
   refused([](ModelWeights& w) { w.config.local_layers = {true, true}, w.config.sliding_window = 8; }, "sliding_window");
   refused([](ModelWeights& w) { w.config.hidden_act = HiddenAct::gelu_tanh; }, "hidden_act");
   refused([](ModelWeights& w) { w.config.query_pre_attn_scalar = 8; }, "query_pre_attn_scalar");
+  refused([](ModelWeights& w) { w.config.rotated_stream = true; }, "rotated");
   refused([](ModelWeights& w) { w = export_model({{0, true}, "llama", 0, 88}); }, "blocks of 32");
   EXPECT_TRUE(std::filesystem::is_empty(directory_.path()));  // nothing unchecked is left behind
 }

@@ -113,6 +113,29 @@ TEST(FamilyConfig, WrittenConfigsReadAgain) {
   }
 }
 
+TEST(FamilyConfig, ARotatedStreamIsNothingThatOtherReadersKnow) {
+  for (const char* type : {"llama", "mistral", "qwen2", "qwen3"}) {
+    ModelConfig model = parse(config_of(type));
+    const json plain = make_hf_config(model, DType::bf16);
+    model.rotated_stream = true;
+    json written = make_hf_config(model, DType::bf16);
+    EXPECT_NE(written["model_type"], plain["model_type"]);
+    EXPECT_NE(written["architectures"], plain["architectures"]);
+    EXPECT_TRUE(parse(written).rotated_stream);
+    EXPECT_EQ(parse(written).model_type, model.model_type);
+    EXPECT_EQ(make_hf_config(parse(written), DType::bf16), written);
+    EXPECT_FALSE(parse(plain).rotated_stream);
+    json unknown = written;
+    unknown["spear_stream_rotation"] = "dct-hadamard/2";
+    EXPECT_THROW(parse(unknown), Error);
+    written.erase("spear_stream_rotation");
+    EXPECT_THROW(parse(written), Error) << "a rotated model that does not say how";
+  }
+  json gemma = config_of("gemma3_text");
+  gemma["spear_stream_rotation"] = "dct-hadamard/1";
+  EXPECT_THROW(parse(gemma), Error);
+}
+
 TEST(FamilyConfig, DamagedGgufNeverCrashes) {
   const TemporaryDirectory directory;
   for (const char* name : {"gemma3-gguf", "llama-gguf", "qwen3"}) {

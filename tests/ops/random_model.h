@@ -11,12 +11,12 @@ namespace spear::testing {
 
 std::vector<float> random_floats(std::int64_t count, std::uint64_t seed, double scale = 1.0);
 
-/// Codes, scales and zeros drawn at random; dequantized weights are about `size`.
 /// The columns of a matrix in groups at random, as act-order leaves them; all columns stay where they are.
 void shuffle_groups(W4Matrix& matrix, std::uint64_t seed);
 /// Random bytes as blocks of `type`, with scales that keep values near `size`.
 BlockMatrix random_blocks(std::int64_t rows, std::int64_t cols, const char* type, std::uint64_t seed,
                           double size = 1.0);
+/// Codes, scales and zeros drawn at random; dequantized weights are about `size`.
 W4Matrix random_w4(std::int64_t rows, std::int64_t cols, const W4Scheme& scheme, std::uint64_t seed, double size = 1.0);
 
 Compensator random_compensator(std::int64_t rank, std::int64_t gate_rows, std::int64_t hidden, std::int64_t out,

@@ -266,6 +266,53 @@ class ReaderTest(unittest.TestCase):
                     found = model.logits(tokens)
                     self.assertLess(np.linalg.norm(found - expected) / np.linalg.norm(expected), 2e-5)
 
+    def test_a_rotated_stream_against_transformers(self):
+        rotated = 0
+        for folder in sorted((Path(__file__).resolve().parent.parent / "data" / "family-golden").iterdir()):
+            config = json.loads((folder / "config.json").read_text())
+            if config["model_type"] == "gemma3_text":
+                continue
+            golden, _ = spear_reader.read_safetensors(folder / "golden.tensors")
+            model = spear_reader.SpearModel(folder)
+            n = model.hidden
+            q = self.rotation(n)
+            family = spear_reader.Family({**config, "model_type": "spear_" + config["model_type"], "spear_stream_rotation": "dct-hadamard/1"}, n, model.layers, model.head_dim)
+            np.testing.assert_allclose(family.rotation, q, atol=1e-6)
+            model.family = family
+            for module, weight in model.weights.items():
+                if module.endswith(("o_proj", "down_proj")):
+                    model.weights[module] = q.T @ weight
+                    if module in model.biases:
+                        model.biases[module] = q.T @ model.biases[module]
+                else:
+                    norm = "input_layernorm" if "self_attn" in module else "post_attention_layernorm"
+                    model.weights[module] = (weight * model.gains[".".join(module.split(".")[:3] + [norm])]) @ q
+            model.gains = {name: np.ones_like(gain) if name.endswith("layernorm") else gain for name, gain in model.gains.items()}
+            for tokens, expected in zip(golden["tokens"].values, golden["logits"].values):
+                found = model.logits(tokens)
+                self.assertLess(np.linalg.norm(found - expected) / np.linalg.norm(expected), 1e-4, folder.name)
+            rotated += 1
+        self.assertGreater(rotated, 5)
+        with self.assertRaises(ValueError):
+            spear_reader.Family({**config, "spear_stream_rotation": "another"}, n, model.layers, model.head_dim)
+
+    @staticmethod
+    def rotation(n):
+        """Entry by entry, as docs/checkpoint.md has it."""
+        p = n & -n
+        m, mask = n // p, 2**64 - 1
+        q = np.empty((n, n), np.float32)
+        for i in range(n):
+            z = (i + 0x9E3779B97F4A7C15) & mask
+            z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+            z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+            sign = -1 if (z ^ (z >> 31)) >> 63 else 1
+            for j in range(n):
+                k = j // p
+                cosine = math.sqrt((2 if k else 1) / m) * math.cos(math.pi * (i // p + 0.5) * k / m)
+                q[i, j] = sign * cosine * (-1) ** ((i % p) & (j % p)).bit_count() / math.sqrt(p)
+        return q
+
     def test_symmetric_per_channel(self):
         self.check_logits()
 

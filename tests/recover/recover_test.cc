@@ -19,6 +19,7 @@
 #include "io/checkpoint.h"
 #include "io/model_reader.h"
 #include "io/safetensors.h"
+#include "model/stream_rotation.h"
 #include "ops/cpu_model.h"
 #include "ops/random_model.h"
 #include "recover/pipeline.h"
@@ -182,6 +183,25 @@ TEST_F(RecoverTest, TheOnlinePlaneMeasuresWhatTheManifestSays) {
   CpuModel recovered(read_model(*folder / "whole"));
   EXPECT_LT(expect_row("recovered", recovered), row(*manifest, "quantized").at("kl").at("value").get<double>());
   expect_row("reference", reference);
+}
+
+TEST_F(RecoverTest, ARotatedStreamIsMeasuredAlikeOnBothPlanes) {
+  auto options = small_recovery(folder->path(), "turned");
+  options.recipe.rotation = Rotation::stream;
+  const auto found = recover(options);
+  EXPECT_EQ(found.at("recipe").at("rotation"), "stream");
+  EXPECT_EQ(row(found, "reference"), row(*manifest, "reference")) << "the reference is what it was";
+  EXPECT_EQ(row(found, "rtn"), row(*manifest, "rtn")) << "and so is the row that others are held against";
+  const ModelWeights recovered = read_model(options.out);
+  EXPECT_TRUE(recovered.config.rotated_stream);
+  EXPECT_TRUE(recovered.lm_head.empty()) << "still tied: no byte is added";
+  const auto windows = first_windows(load_tokenizer(*folder / "model").encode(measured_text()), kWindows, kContext, "text");
+  CpuModel reference(read_model(*folder / "model")), online(recovered), folded(fold_stream_rotation(recovered));
+  const auto states = final_states(reference, windows);
+  const double kl = row(found, "recovered").at("kl").at("value");
+  EXPECT_NEAR(evaluate(online, windows, &states).kl->value, kl, 1e-4 * kl + 1e-6);
+  EXPECT_NEAR(evaluate(folded, windows, &states).kl->value, kl, 1e-2 * kl) << "as other programs get it, its embedding rounded to bf16";
+  EXPECT_LT(kl, row(found, "quantized").at("kl").at("value").get<double>());
 }
 
 TEST_F(RecoverTest, TheSameSeedGivesTheSameBytesAndAnotherDoesNot) {
@@ -403,6 +423,52 @@ TEST_F(RecoverTest, ABackboneKeepsTheOrderOfItsGroups) {
     std::int64_t linears = 0;
     for (int i = 0; i < module_count(given.config); ++i) linears += std::get<W4Matrix>(given.linear({i}).weight).storage_bytes();
     EXPECT_EQ(result.at("bytes").at("base").get<std::int64_t>(), linears + read_model(*folder / "model").embedding_budget_bytes);
+  }
+}
+
+TEST_F(RecoverTest, ABackboneIsComparedWithTheReferenceInItsOwnBasis) {
+  auto quantizing = small_recovery(folder->path(), "rotated");
+  quantizing.recipe.rotation = Rotation::stream;
+  quantizing.recipe.budget = 0;
+  quantize(quantizing);
+  ASSERT_TRUE(read_model(*folder / "rotated").config.rotated_stream);
+  // The same with gains that a method has moved into the linears behind them, as AWQ does.
+  quantizing = small_recovery(folder->path(), "moved");
+  ModelWeights scaled = read_model(*folder / "model");
+  const auto factor = testing::random_floats(scaled.config.hidden_size, 4, 0.5);
+  for (LayerWeights& layer : scaled.layers) {
+    const auto move = [&](Tensor& gain, std::initializer_list<LinearKind> readers) {
+      auto gains = gain.to_floats();
+      for (std::size_t j = 0; j < gains.size(); ++j) gains[j] /= std::exp(factor[j]);
+      gain = Tensor::from_floats(gain.shape(), gains);
+      for (const LinearKind kind : readers) {
+        LinearModule& module = layer.linears[static_cast<std::size_t>(kind)];
+        auto values = dequantize(module.weight);
+        for (std::size_t i = 0; i < values.size(); ++i) values[i] *= std::exp(factor[i % gains.size()]);
+        module.weight = Tensor::from_floats(shape_of(module.weight), values);
+      }
+    };
+    move(layer.input_layernorm, {LinearKind::q_proj, LinearKind::k_proj, LinearKind::v_proj});
+    move(layer.post_attention_layernorm, {LinearKind::gate_proj, LinearKind::up_proj});
+  }
+  fs::create_directories(*folder / "scaled");
+  write_checkpoint(*folder / "scaled", scaled, {read_text_file(*folder / "model/tokenizer.json"), {}, {}}, nlohmann::json::object());
+  quantizing.reference = *folder / "scaled";
+  set_quantizer(quantizing.recipe, "rtn");
+  quantizing.recipe.budget = 0;
+  quantize(quantizing);
+  for (const char* name : {"rotated", "moved"}) {
+    auto options = small_recovery(folder->path(), std::string("on-") + name);
+    options.backbone = *folder / name;
+    set_quantizer(options.recipe, "rtn");
+    set_tune(options.recipe, Tune::none);
+    options.recipe.train.steps = 0;  // the closed form alone: it has to see what rounding did, and nothing else
+    const auto result = recover(options);
+    const ModelWeights before = read_model(*folder / name), after = read_model(options.out);
+    EXPECT_EQ(after.config.rotated_stream, before.config.rotated_stream) << name;
+    for (const NormId id : norms_of(before.config)) EXPECT_EQ(after.gain(id).to_floats(), before.gain(id).to_floats()) << name;
+    EXPECT_LT(row(result, "recovered").at("kl").at("value").get<double>(), 0.9 * row(result, "quantized").at("kl").at("value").get<double>())
+        << name;
   }
 }
 

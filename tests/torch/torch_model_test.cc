@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "model/stream_rotation.h"
 #include "ops/cpu_model.h"
 #include "ops/golden.h"
 #include "torch/fused_ops.h"
@@ -49,6 +50,44 @@ TEST(GoldenLogitsTest, EveryFamilyAgreesWithTransformers) {
     const Golden golden = testing::read_golden("family-golden/" + name);
     EXPECT_LT(relative_error(torch_logits(golden.weights, golden), golden.logits), tolerance(golden.weights.config)) << name;
   }
+}
+
+/// Weights of any type in f32, so that rotating does not round them.
+ModelWeights in_f32(ModelWeights weights) {
+  weights.embed_tokens = weights.embed_tokens.to(DType::f32);
+  if (!weights.lm_head.empty()) weights.lm_head = weights.lm_head.to(DType::f32);
+  for (int i = 0; i < module_count(weights.config); ++i) {
+    LinearModule& module = weights.linear({i});
+    module.weight = Tensor::from_floats(shape_of(module.weight), dequantize(module.weight));
+    if (!module.bias.empty()) module.bias = module.bias.to(DType::f32);
+  }
+  return weights;
+}
+
+/// Rotated and folded again, a model computes what it did.
+TEST(GoldenLogitsTest, ARotatedStreamAgreesWithTransformers) {
+  std::vector<std::string> names;
+  for (const char* name : kGoldens) names.push_back(std::string("llama-golden/") + name);
+  for (const std::string name : testing::kFamilyGoldens) names.push_back("family-golden/" + name);
+  int rotated_families = 0;
+  for (const std::string& name : names) {
+    Golden golden = testing::read_golden(name);
+    if (golden.weights.config.output_norms) continue;
+    ++rotated_families;
+    const double allowed = 2 * tolerance(golden.weights.config);  // one more product on either side of every weight
+    const auto check = [&](const ModelWeights& weights, const char* what) {
+      CpuModel cpu(weights);
+      EXPECT_LT(relative_error(torch_logits(weights, golden), golden.logits), allowed) << name << what << ", torch plane";
+      EXPECT_LT(relative_error(logits_of(cpu, golden), golden.logits), allowed) << name << what << ", online plane";
+      EXPECT_LT(relative_error(testing::reference_logits(weights, golden), golden.logits), allowed) << name << what << ", reference backend";
+    };
+    ModelWeights rotated = rotate_stream(in_f32(golden.weights));
+    check(rotated, " rotated");
+    check(fold_stream_rotation(rotated), " folded");
+    rotated.config.rotated_stream = false;  // planted: rotated weights without the rotation at both ends
+    EXPECT_GT(relative_error(torch_logits(rotated, golden), golden.logits), 0.1) << name;
+  }
+  EXPECT_GT(rotated_families, 6);
 }
 
 TEST(GoldenLogitsTest, PlantedFaultsAreSeen) {

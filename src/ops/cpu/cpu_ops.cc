@@ -67,6 +67,7 @@ CpuWeights::CpuWeights(const ModelWeights& weights, const CpuModelOptions& optio
   if (static_cast<std::int64_t>(weights.layers.size()) != config.num_hidden_layers) {
     throw bad_input("the number of layers does not agree with the config");
   }
+  if (config.rotated_stream) rotation.emplace(config.hidden_size);
   norms.resize(static_cast<std::size_t>(NormId::final(config).index) + 1);
   for (const NormId id : norms_of(config)) {
     norms[static_cast<std::size_t>(id.index)] = vector_of(weights.gain(id), norm_size(config, id), id.name(config));
@@ -159,9 +160,10 @@ Stream<CpuOps> CpuOps::embed(const Batch& batch, NormId gain) {
   Stream<CpuOps> stream{{rows, hidden}, {rows, hidden}};
   const auto scale = static_cast<float>(w_.config.embedding_scale);
   for (std::int64_t i = 0; i < rows; ++i) {
-    float* const row = stream.residual.row(i);
+    float* const row = w_.rotation ? stream.normed.row(i) : stream.residual.row(i);
     w_.read_embedding(kernels_, batch.tokens[static_cast<std::size_t>(i)], row);
     if (scale != 1.0F) std::transform(row, row + hidden, row, [scale](float v) { return v * scale; });
+    if (w_.rotation) w_.rotation->into_stream(row, stream.residual.row(i));
   }
   normalize(stream.residual, gain, stream.normed);
   observe("embed", -1, stream.residual);
@@ -305,7 +307,8 @@ Stream<CpuOps> CpuOps::linear_tail(Activation y, const Tail& tail, Stream<CpuOps
     for (std::int64_t i = begin; i < end; ++i) {
       if (output != nullptr) kernels_.rms_norm(out.row(i), output, out.cols, eps, out.row(i));
       kernels_.add(out.row(i), out.cols, stream.residual.row(i));
-      kernels_.rms_norm(stream.residual.row(i), next.data(), out.cols, eps, out.row(i));
+      if (tail.back) w_.rotation->out_of_stream(stream.residual.row(i), out.row(i));
+      kernels_.rms_norm(tail.back ? out.row(i) : stream.residual.row(i), next.data(), out.cols, eps, out.row(i));
     }
   });
   stream.normed = std::move(out);

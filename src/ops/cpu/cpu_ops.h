@@ -12,6 +12,7 @@
 
 #include "base/thread_pool.h"
 #include "model/forward_model.h"
+#include "model/stream_rotation.h"
 #include "model/transformer.h"
 #include "model/weights.h"
 #include "ops/cpu/attention.h"
@@ -58,6 +59,7 @@ struct CpuWeights {
   bool tied = false;
   std::vector<std::vector<float>> norms;  ///< by NormId; empty where the model has none
   std::vector<Linear> linears;            ///< by ModuleId
+  std::optional<StreamRotation> rotation;
 
   const Linear& head_linear() const { return tied ? embedding : head; }
 

@@ -124,6 +124,19 @@ RefMatrix RefOps::linear(const RefMatrix& x, ModuleId id) {
   return y;
 }
 
+/// Every row through one of StreamRotation's two ways.
+RefMatrix RefOps::rotated(const RefMatrix& x, void (StreamRotation::*way)(const float*, float*) const) const {
+  const StreamRotation rotation(x.cols);
+  RefMatrix out(x.rows, x.cols);
+  std::vector<float> in(static_cast<std::size_t>(x.cols)), row(in.size());
+  for (std::int64_t i = 0; i < x.rows; ++i) {
+    for (std::int64_t j = 0; j < x.cols; ++j) in[static_cast<std::size_t>(j)] = static_cast<float>(x.at(i, j));
+    (rotation.*way)(in.data(), row.data());
+    for (std::int64_t j = 0; j < x.cols; ++j) out.at(i, j) = row[static_cast<std::size_t>(j)];
+  }
+  return out;
+}
+
 RefMatrix RefOps::normalize(const RefMatrix& x, NormId gain) {
   return ref::rms_norm(x, weights_.gain(gain).to_floats(), weights_.config.rms_norm_eps);
 }
@@ -138,6 +151,7 @@ Stream<RefOps> RefOps::embed(const TokenBatch& batch, NormId gain) {
       x.at(i, j) = table[static_cast<std::size_t>(token * hidden + j)] * weights_.config.embedding_scale;
     }
   }
+  if (weights_.config.rotated_stream) x = rotated(x, &StreamRotation::into_stream);
   auto normed = normalize(x, gain);
   return {std::move(x), std::move(normed)};
 }
@@ -161,7 +175,8 @@ Stream<RefOps> RefOps::linear_tail(RefMatrix y, const Tail& tail, Stream<RefOps>
   RefMatrix out = linear(y, tail.linear);
   if (tail.output) out = normalize(out, *tail.output);
   for (std::size_t i = 0; i < out.values.size(); ++i) stream.residual.values[i] += out.values[i];
-  stream.normed = normalize(stream.residual, tail.next);
+  const auto& residual = stream.residual;
+  stream.normed = normalize(tail.back ? rotated(residual, &StreamRotation::out_of_stream) : residual, tail.next);
   return stream;
 }
 

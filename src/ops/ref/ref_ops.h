@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "model/forward_model.h"
+#include "model/stream_rotation.h"
 #include "model/transformer.h"
 #include "model/weights.h"
 
@@ -72,6 +73,7 @@ class RefOps {
  private:
   Activation linear(const Activation& x, ModuleId id);
   Activation normalize(const Activation& x, NormId gain);
+  Activation rotated(const Activation& x, void (StreamRotation::*way)(const float*, float*) const) const;
 
   const ModelWeights& weights_;
   bool compensators_;
