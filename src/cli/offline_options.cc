@@ -67,6 +67,7 @@ void OfflineOptions::add_recipe(CLI::App& command) {
   command.add_option("--code-rate", code_rate, "peak step of learned rounding, in code units")->check(CLI::Range(0.0, 0.1))->group("Recipe");
   command.add_option("--code-margin", code_margin, "where latents start: at most this far from their code")->check(CLI::Range(0.0, 0.49))->group("Recipe");
   command.add_option("--factor-rate", factor_rate, "peak learning rate of the factors")->check(CLI::Range(0.0, 0.1))->group("Recipe");
+  command.add_option("--scale-rate", scale_rate, "peak learning rate of row scales and norm gains")->check(CLI::Range(0.0, 0.1))->group("Recipe");
   command.add_option("--steps", steps, "training steps instead of the preset's")->check(CLI::Range(0, 1000000))->group("Recipe");
   command.add_option("--sample-sequences", sample_sequences, "sampled sequences instead of the preset's")->check(CLI::Range(8, 1000000))->group("Recipe");
   command.add_option("--quantizer-sequences", quantizer_sequences, "short sampled sequences for the quantizer instead of the preset's")->check(CLI::Range(8, 1000000))->group("Recipe");
@@ -127,6 +128,9 @@ RecoverOptions OfflineOptions::resolve() const {
   if (code_rate) recipe.train.rates.codes = *code_rate;
   if (code_margin) recipe.code_margin = *code_margin;
   if (factor_rate) recipe.train.rates.groups[static_cast<std::size_t>(ParameterGroup::factors)] = *factor_rate;
+  if (scale_rate) {
+    for (const auto group : {ParameterGroup::scales, ParameterGroup::gains}) recipe.train.rates.groups[static_cast<std::size_t>(group)] = *scale_rate;
+  }
   if (separate_a) recipe.share_a = false;
   if (steps) recipe.train.steps = *steps;
   if (sample_sequences) recipe.samples.sequences = *sample_sequences;

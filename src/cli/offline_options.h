@@ -22,7 +22,7 @@ struct OfflineOptions {
   std::uint64_t seed = 0;
   std::int64_t context = 1024, windows = 20;
   std::optional<std::int64_t> gate_hidden, gate_rows, steps, sample_sequences, quantizer_sequences, quantizer_length;
-  std::optional<double> alpha, rho, code_margin, code_rate, factor_rate;
+  std::optional<double> alpha, rho, code_margin, code_rate, factor_rate, scale_rate;
   bool separate_a = false, force = false, resume = false, dry_run = false;
 
   void add_model(CLI::App& command, const std::string& help);

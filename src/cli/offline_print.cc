@@ -4,6 +4,7 @@
 
 #include "base/progress.h"
 #include "io/model_reader.h"
+#include "recover/machine_speed.h"
 
 namespace spear::cli {
 namespace {
@@ -46,7 +47,8 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
   const ModelConfig config = read_model_config(options.reference);
   const Needs needs = estimate_needs(config, options.recipe);
   const PlannedBytes bytes = planned_bytes(config, options.recipe);
-  const auto stages = planned_stages(config, options.recipe, command, options.text.empty() ? 0 : options.windows * options.context);
+  const double gflops = measured_bf16_gflops();
+  const auto stages = planned_stages(config, options.recipe, command, options.text.empty() ? 0 : options.windows * options.context, gflops);
   double seconds = 0;
   for (const PlannedStage& stage : stages) seconds += stage.seconds;
   if (common.json) {
@@ -57,6 +59,7 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
                            {"bytes", {{"reference", bytes.reference}, {"result", bytes.quantized}, {"base", bytes.budget_base},
                                       {"compensators", bytes.compensators}}},
                            {"seconds", seconds},
+                           {"bf16_gflops", gflops},
                            {"stages", nlohmann::json::array()}};
     for (const PlannedStage& stage : stages) plan["stages"].push_back({{"name", stage.name}, {"seconds", stage.seconds}});
     print_json(plan);
@@ -68,7 +71,7 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
   for (const PlannedStage& stage : stages) {
     fmt::print("  {:<30} {:<46} about {}\n", stage.name, stage.what, format_duration(stage.seconds));
   }
-  fmt::print("about {} on two Zen 4 cores\n", format_duration(seconds));
+  fmt::print("about {} on this machine's CPU (bfloat16 products at {:.0f} GFLOP/s); far less on a GPU\n", format_duration(seconds), gflops);
   fmt::print("model {} in 16 bit, {} as a checkpoint, {} of it compensators\n", size(bytes.reference), size(bytes.quantized),
              size(bytes.compensators));
   fmt::print("peak memory about {}, disk about {}\n", size(needs.memory), size(needs.disk));

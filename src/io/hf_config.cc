@@ -220,7 +220,8 @@ void put_windows(json& config, const ModelConfig& model) {
 }  // namespace
 
 HfConfig parse_hf_config(const json& written, const std::string& where) {
-  const auto [config, rotated] = without_rotation(written, where);
+  const auto plain = without_rotation(written, where);
+  const json& config = plain.first;
   const Family& family = family_of(config, where);
   check_neutral_options(config, where);
   HfConfig result;
@@ -249,7 +250,7 @@ HfConfig parse_hf_config(const json& written, const std::string& where) {
   parse_rope(config, family.rope_theta, model, where);
   parse_windows(config, model, where);
   parse_family(config, model, where);
-  model.rotated_stream = rotated;
+  model.rotated_stream = plain.second;
   model.validate(where);
   if (const json* quantization = find(config, "quantization_config")) {
     result.quantization = parse_quantization_config(*quantization, where);

@@ -8,6 +8,12 @@
 #include "base/error.h"
 
 namespace spear {
+namespace {
+
+/// Of the rotation's cosine transform, whose table is its square (stream_rotation.h); models have 1 to 15.
+constexpr std::int64_t kLargestOddFactor = 511;
+
+}  // namespace
 
 void ModelConfig::validate(const std::string& where) const {
   const auto positive = [&](const char* field, std::int64_t value, std::int64_t limit) {
@@ -37,6 +43,10 @@ void ModelConfig::validate(const std::string& where) const {
   check(query_pre_attn_scalar >= 0, "query_pre_attn_scalar", query_pre_attn_scalar);
   check(embedding_scale > 0, "embedding_scale", embedding_scale);
   if (rotated_stream && output_norms) throw bad_input("a rotated stream beside norms of outputs", where);
+  if (rotated_stream && hidden_size / (hidden_size & -hidden_size) > kLargestOddFactor) {
+    throw bad_input(fmt::format("a rotated stream of hidden_size = {}, whose odd factor is above {}", hidden_size, kLargestOddFactor), where,
+                    "quantize this model without --rotate");
+  }
   const RopeScaling& scaling = rope_scaling;
   check(scaling.factor >= 1, "rope_scaling.factor", scaling.factor);
   check(scaling.low_freq_factor > 0, "rope_scaling.low_freq_factor", scaling.low_freq_factor);

@@ -134,6 +134,7 @@ ModelWeights rotate_stream(const ModelWeights& weights) {
   if (config.rotated_stream) throw bad_input("the stream of this model is rotated already");
   ModelWeights out = weights;
   out.config.rotated_stream = true;
+  out.config.validate("rotation");
   const StreamRotation rotation(config.hidden_size);
   for (int index = 0; index < module_count(config); ++index) {
     const ModuleId id{index};

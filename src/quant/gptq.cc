@@ -105,19 +105,19 @@ void descend_codes(const torch::Tensor& weight, const torch::Tensor& hessian, Qu
 
 torch::Tensor absorb_error(const torch::Tensor& weight, const torch::Tensor& solver, const torch::Tensor& input_error,
                            double alpha, const torch::Tensor& residual, double rho) {
-  const auto w = weight.to(torch::kFloat64);
-  auto right = alpha * torch::matmul(w, input_error.to(torch::kFloat64));  // [out, in]
+  auto right = alpha * torch::matmul(weight.to(torch::kFloat32), input_error.to(torch::kFloat32)).to(torch::kFloat64);  // [out, in]
   if (residual.defined()) right += rho * residual.to(torch::kFloat64);
   const auto lower = cholesky_lower(solver);
   const auto change = torch::cholesky_solve(right.t().contiguous(), lower).t();
   if (!change.isfinite().all().item<bool>()) throw not_positive(solver.size(0));
-  return (w + change).to(weight.scalar_type());
+  return (weight.to(torch::kFloat64) + change).to(weight.scalar_type());
 }
 
 torch::Tensor refit_row_scales(const torch::Tensor& weight, const torch::Tensor& hessian, const QuantizedLinear& quantized) {
-  const auto q = (quantized.codes - quantized.zeros).to(torch::kFloat64);
-  const auto hq = torch::matmul(q, hessian.to(torch::kFloat64));
-  const auto fit = (weight.to(torch::kFloat64) * hq).sum(1, true) / (q * hq).sum(1, true);
+  // In float32: what the product loses is far below the F16 that the scales end in.
+  const auto q = (quantized.codes - quantized.zeros).to(torch::kFloat32);
+  const auto hq = torch::matmul(q, hessian.to(torch::kFloat32));
+  const auto fit = (weight * hq).sum(1, true, torch::kFloat64) / (q * hq).sum(1, true, torch::kFloat64);
   const auto rounded = fit.to(torch::kFloat16).to(torch::kFloat32);
   return torch::where(rounded.isfinite() & (rounded != 0), rounded, quantized.scales);
 }

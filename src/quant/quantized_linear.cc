@@ -150,7 +150,11 @@ QuantizedLinear quantize_rtn(const torch::Tensor& weight, const W4Scheme& scheme
   return round_to_grid(weight, scheme, grid.scales, grid.zeros);
 }
 
-QuantizedLinear quantize_clip(const torch::Tensor& weight, const W4Scheme& scheme, const torch::Tensor& importance) {
+namespace {
+
+constexpr std::int64_t kClipElements = 1 << 18;  ///< at a time: temporaries of a candidate stay in the cache
+
+QuantizedLinear clip_rows(const torch::Tensor& weight, const W4Scheme& scheme, const torch::Tensor& importance) {
   const auto groups = grouped(weight, scheme);
   const auto weights = grouped(importance.to(torch::kFloat32).unsqueeze(0), scheme);  // [1, groups, size]
   torch::Tensor best_error;
@@ -176,6 +180,18 @@ QuantizedLinear quantize_clip(const torch::Tensor& weight, const W4Scheme& schem
     for (int step = 1; step <= 24; ++step) consider(grid_for(groups, scheme, 1.0 - 0.025 * step));
   }
   return round_to_grid(weight, scheme, best.scales, best.zeros);
+}
+
+}  // namespace
+
+QuantizedLinear quantize_clip(const torch::Tensor& weight, const W4Scheme& scheme, const torch::Tensor& importance) {
+  const std::int64_t rows = weight.size(0), step = std::max<std::int64_t>(1, kClipElements / std::max<std::int64_t>(1, weight.size(1)));
+  if (!weight.device().is_cpu() || rows <= step) return clip_rows(weight, scheme, importance);
+  std::vector<QuantizedLinear> parts;
+  for (std::int64_t row = 0; row < rows; row += step) {
+    parts.push_back(clip_rows(weight.narrow(0, row, std::min(step, rows - row)), scheme, importance));
+  }
+  return stack_rows(parts);
 }
 
 }  // namespace spear

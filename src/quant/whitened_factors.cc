@@ -15,8 +15,9 @@ WhitenedFactors whitened_factors(const torch::Tensor& error, const torch::Tensor
   const auto damped = h + kDamping * h.diagonal().mean().clamp_min(1e-12) * torch::eye(h.size(0), h.options());
   const bool exact = whitening == Whitening::exact;
   const auto s = exact ? std::get<0>(torch::linalg_cholesky_ex(damped)) : damped.diagonal().sqrt();
-  const auto e = error.to(torch::kFloat64);
-  const auto m = exact ? torch::matmul(e, s) : e * s;  // [out, in]
+  // Products in float32, the moments' own precision; the decomposition in float64.
+  const auto e = error.to(torch::kFloat32), root_moment = s.to(torch::kFloat32);
+  const auto m = (exact ? torch::matmul(e, root_moment) : e * root_moment).to(torch::kFloat64);  // [out, in]
   rank = std::min({rank, m.size(0), m.size(1)});
   // Eigenvectors of the smaller Gram matrix: cheaper than an SVD, and only the leading directions are needed.
   const bool tall = m.size(0) > m.size(1);

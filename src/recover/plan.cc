@@ -97,7 +97,7 @@ PlannedBytes planned_bytes(const ModelConfig& config, const Recipe& recipe) {
 }
 
 std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe& recipe, PlannedCommand command,
-                                         std::int64_t text_tokens) {
+                                         std::int64_t text_tokens, double gflops) {
   const Work work(config);
   const auto tokens_of = [](std::int64_t sequences, std::int64_t length) { return static_cast<double>(sequences * length); };
   const double sampled = tokens_of(recipe.samples.sequences, recipe.samples.length);
@@ -119,7 +119,11 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
                       sampling(quantizer_tokens, recipe.quantizer_length)});
   }
   stages.push_back({"quantize", recipe.quantizer, chain ? quantizing : 0.02 * quantizing});
-  if (!recovers) return stages;
+  const auto scaled = [gflops](std::vector<PlannedStage> all) {
+    for (PlannedStage& stage : all) stage.seconds *= kPlannedGflops / gflops;
+    return all;
+  };
+  if (!recovers) return scaled(std::move(stages));
   const double diagnosed = tokens_of(recipe.diagnose.sequences, recipe.diagnose.length) * module_count(config);
   stages.push_back({"diagnose", recipe.diagnose.restore_one ? "quantize one, restore one, delta KL, Fisher" : "quantize one, Fisher",
                     kDiagnose * (recipe.diagnose.restore_one ? 2 : 1) * diagnosed * (work.linears + 2 * work.head)});
@@ -135,7 +139,7 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
                                           : tokens_of(recipe.held_out_sequences / 2, recipe.samples.length);
   stages.push_back({"evaluate", fmt::format("{:.0f}k tokens, {} models", measured / 1e3, kRows),
                     kEvaluate * kRows * measured * 2 * (work.linears + work.head)});
-  return stages;
+  return scaled(std::move(stages));
 }
 
 }  // namespace spear

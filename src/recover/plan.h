@@ -27,8 +27,11 @@ struct PlannedStage {
   double seconds = 0;
 };
 enum class PlannedCommand { recover, quantize };
-/// Time per stage on two Zen 4 cores. `text_tokens`: of the text that is measured on, 0 for held-out samples.
+/// Of the machine that planned times are scaled from: two Zen 4 cores.
+inline constexpr double kPlannedGflops = 250;
+/// Time per stage on a machine with bfloat16 products at `gflops` (machine_speed.h). `text_tokens`: of the text that is
+/// measured on, 0 for held-out samples.
 std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe& recipe, PlannedCommand command,
-                                         std::int64_t text_tokens);
+                                         std::int64_t text_tokens, double gflops = kPlannedGflops);
 
 }  // namespace spear

@@ -131,6 +131,9 @@ TEST(FamilyConfig, ARotatedStreamIsNothingThatOtherReadersKnow) {
     written.erase("spear_stream_rotation");
     EXPECT_THROW(parse(written), Error) << "a rotated model that does not say how";
   }
+  json hostile = config_of("llama");
+  hostile.update({{"spear_stream_rotation", "dct-hadamard/1"}, {"hidden_size", 1048575}, {"head_dim", 64}});
+  EXPECT_THROW(parse(hostile), Error) << "tables of a terabyte";
   json gemma = config_of("gemma3_text");
   gemma["spear_stream_rotation"] = "dct-hadamard/1";
   EXPECT_THROW(parse(gemma), Error);

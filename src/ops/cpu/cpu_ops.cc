@@ -159,12 +159,14 @@ Stream<CpuOps> CpuOps::embed(const Batch& batch, NormId gain) {
   const std::int64_t hidden = w_.config.hidden_size;
   Stream<CpuOps> stream{{rows, hidden}, {rows, hidden}};
   const auto scale = static_cast<float>(w_.config.embedding_scale);
-  for (std::int64_t i = 0; i < rows; ++i) {
-    float* const row = w_.rotation ? stream.normed.row(i) : stream.residual.row(i);
-    w_.read_embedding(kernels_, batch.tokens[static_cast<std::size_t>(i)], row);
-    if (scale != 1.0F) std::transform(row, row + hidden, row, [scale](float v) { return v * scale; });
-    if (w_.rotation) w_.rotation->into_stream(row, stream.residual.row(i));
-  }
+  pool_.parallel_for(rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      float* const row = w_.rotation ? stream.normed.row(i) : stream.residual.row(i);
+      w_.read_embedding(kernels_, batch.tokens[static_cast<std::size_t>(i)], row);
+      if (scale != 1.0F) std::transform(row, row + hidden, row, [scale](float v) { return v * scale; });
+      if (w_.rotation) w_.rotation->into_stream(row, stream.residual.row(i));
+    }
+  });
   normalize(stream.residual, gain, stream.normed);
   observe("embed", -1, stream.residual);
   return stream;
