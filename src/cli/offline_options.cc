@@ -110,7 +110,7 @@ RecoverOptions OfflineOptions::resolve() const {
                       "pass a compressed-tensors, GPTQ or AWQ directory or a GGUF file, or leave --backbone out");
     }
   }
-  recipe.rotation = parse_rotation(rotation);
+  set_rotation(recipe, parse_rotation(rotation));
   if (!backbone.empty() && recipe.rotation != Rotation::none) {
     throw usage_error("a backbone stays in the basis it is in", "--rotate", "leave --rotate out, or --backbone");
   }

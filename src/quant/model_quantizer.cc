@@ -72,7 +72,7 @@ class SequentialQuantizer {
       : model_(model), options_(options), sites_(sites) {
     const auto modules = static_cast<std::size_t>(module_count(model.config()));
     out_.linears.resize(modules);
-    out_.targets.resize(options.quantizer == Quantizer::gptq ? modules : 0);
+    out_.targets.resize(options.quantizer == Quantizer::gptq && options.keep_targets ? modules : 0);
     out_.singular_values.resize(sites.size());
     out_.factors.resize(sites.size());
     for (std::size_t i = 0; i < sites.size(); ++i) {

@@ -29,6 +29,7 @@ struct QuantizeOptions {
   double outlier_cap = 4.0;
   int sweeps = 2;
   Whitening whitening = Whitening::exact;             ///< of the compensators
+  bool keep_targets = true;                           ///< whether ModelQuantization::targets is wanted (4 bytes per weight)
   const std::vector<QuantizedLinear>* given = nullptr; ///< 4-bit linears to take as they are (not with gptq)
 };
 
@@ -48,7 +49,7 @@ struct ChainFactors {
 
 struct ModelQuantization {
   std::vector<QuantizedLinear> linears;   ///< by ModuleId
-  std::vector<torch::Tensor> targets;     ///< by ModuleId: W' that rounding aimed at (gptq only)
+  std::vector<torch::Tensor> targets;     ///< by ModuleId: W' that rounding aimed at (gptq only, if kept)
   std::vector<ChainFactors> factors;      ///< by site
   std::vector<std::vector<double>> singular_values;  ///< by site: of (W' − Ŵ), whitened, falling
 };

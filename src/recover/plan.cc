@@ -42,11 +42,11 @@ struct Work {
   std::vector<std::int64_t> windows;
 };
 
-// Seconds per FLOP of each kind of work: SmolLM2-135M, preset quick (256 x 128 tokens for the quantizer), 20 windows of
-// 1024, two Zen 4 cores: 198, 42, 166, 82, 49, 172, 180 and 213 s.
+// Seconds per FLOP of each kind of work: SmolLM2-135M, preset quick (256 x 128 tokens for the quantizer), two Zen 4 cores:
+// 198, 42, 166, 82, 49, 172 and 180 s; diagnosis and evaluation from slower cores (docs/formats.md), scaled as times are.
 constexpr double kDecode = 3.6e-12, kDecodeAttention = 7.0e-11, kStates = 3.5e-12, kQuantize = 4.8e-12,
-                 kDiagnose = 2.3e-12, kTrain = 4.5e-12, kEvaluate = 7.7e-12;
-constexpr double kRows = 5;  // of the table: reference, RTN, quantized, static and full recovery
+                 kDiagnose = 2.9e-12, kTrain = 4.5e-12, kEvaluate = 4.4e-12;
+constexpr double kRows = 4;  // of the table: reference, RTN, quantized, recovered
 
 }  // namespace
 
@@ -57,9 +57,9 @@ Needs estimate_needs(const ModelConfig& config, const Recipe& recipe) {
   }
   const double embedding = static_cast<double>(config.vocab_size * config.hidden_size);
   const double layers = static_cast<double>(config.num_hidden_layers);
-  // Bytes per weight: reference f32 4 and once more if it is rotated, student bf16 2, codes f32 4, and with codes trained
-  // two moments 8 and gradients 2.
-  const double per_weight = 10 + (recipe.rotation == Rotation::stream ? 4 : 0) + (recipe.tune == Tune::codes ? 10 : recipe.tune == Tune::scales ? 2 : 0);
+  // Bytes per weight: reference f32 4 and once more if it is rotated, student bf16 2, codes f32 4 of the model without and
+  // with compensators each, gradients 2, and with codes trained targets 8 and two moments 8.
+  const double per_weight = 14 + (recipe.rotation == Rotation::stream ? 4 : 0) + (recipe.tune == Tune::codes ? 18 : recipe.tune == Tune::scales ? 2 : 0);
   // Activations that one step keeps, per token and layer (bf16 inputs and outputs of the linears, f32 stream, softmax).
   const double per_token = layers * (14.0 * static_cast<double>(config.hidden_size) + 10.0 * static_cast<double>(config.intermediate_size) +
                                      4.0 * static_cast<double>(config.q_size() + 2 * config.kv_size()) +

@@ -80,6 +80,11 @@ void set_quantizer(Recipe& recipe, std::string_view quantizer) {
   set_tune(recipe, Tune::scales);
 }
 
+void set_rotation(Recipe& recipe, Rotation rotation) {
+  recipe.rotation = rotation;
+  set_tune(recipe, recipe.tune);
+}
+
 void set_tune(Recipe& recipe, Tune tune) {
   recipe.tune = tune;
   const bool simple = recipe.quantizer == "rtn" || recipe.quantizer == "clip";
@@ -89,6 +94,10 @@ void set_tune(Recipe& recipe, Tune tune) {
   rates.groups[at(ParameterGroup::gate)] = 3e-3;
   rates.groups[at(ParameterGroup::scales)] = 1e-3;
   rates.groups[at(ParameterGroup::gains)] = 1e-3;
+  if (simple || recipe.rotation == Rotation::none) return;
+  // A rotated model starts closer: the rates above first carry it away (docs/algorithm.md).
+  rates.groups[at(ParameterGroup::factors)] = recipe.preset == "quick" ? 3e-4 : 2e-4;
+  rates.groups[at(ParameterGroup::scales)] = rates.groups[at(ParameterGroup::gains)] = 3e-4;
 }
 
 QuantizeOptions quantize_options(const Recipe& recipe) {

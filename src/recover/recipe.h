@@ -48,7 +48,9 @@ Tune parse_tune(std::string_view text);  ///< "none", "scales", "codes"
 const char* name(Tune tune);
 /// "rtn", "clip", "gptq", "tuned"; sets what the preset has measured as best with it (rates, steps, placement).
 void set_quantizer(Recipe& recipe, std::string_view quantizer);
-/// Sets what trains and the rates that go with it; call after set_quantizer.
+/// Sets the basis and the rates that go with it; call after set_quantizer.
+void set_rotation(Recipe& recipe, Rotation rotation);
+/// Sets what trains and the rates that go with it; call after set_quantizer and set_rotation.
 void set_tune(Recipe& recipe, Tune tune);
 QuantizeOptions quantize_options(const Recipe& recipe);
 

@@ -164,8 +164,6 @@ void Stages::read_given_backbone() {
   }
 }
 
-bool Stages::keeps_file() const { return keeps_file_; }
-
 ModelWeights Stages::as_stored(ModelWeights weights) const {
   return keeps_file_ ? std::move(weights) : with_stored_embeddings(std::move(weights));
 }
@@ -323,6 +321,7 @@ ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vec
   key["ranks"] = ranks;
   if (std::any_of(ranks.begin(), ranks.end(), [](std::int64_t rank) { return rank > 0; })) key["gate_rows"] = options_.recipe.gate_rows;
   key["share_a"] = options_.recipe.share_a;
+  key["targets"] = options_.recipe.tune == Tune::codes;  // only latents start from them
   key["whitening"] = whitening == Whitening::exact ? "exact" : "diagonal";
   if (const auto kept = workspace_.load(stage, key)) return quantization_from(kept->tensors, options_.recipe.scheme, device_);
   const auto tokens = quantizer_tokens();
@@ -333,6 +332,7 @@ ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vec
   for (std::size_t i = 0; i < ranks.size(); ++i) where.push_back({all[i].members, ranks[i], options_.recipe.gate_rows});
   QuantizeOptions how = quantize_options(options_.recipe);
   how.whitening = whitening;
+  how.keep_targets = key["targets"];
   if (backbone_) {
     how.quantizer = Quantizer::rtn;
     how.given = &quantized().linears;

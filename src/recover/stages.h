@@ -71,7 +71,7 @@ class Stages {
 
   /// Whether the backbone is a GGUF file that becomes part of the result, byte for byte: some linear is not 4-bit integers,
   /// as any but files in Q4_0 are. Embedding, head and norms are then the file's, too.
-  bool keeps_file() const;
+  bool keeps_file() const { return keeps_file_; }
   /// What is measured: with embeddings as they are rounded when `weights` are written; unchanged where the file is kept.
   ModelWeights as_stored(ModelWeights weights) const;
   /// The model before compensators: quantized() in parent(), or the backbone's own file.

@@ -187,7 +187,7 @@ TEST_F(RecoverTest, TheOnlinePlaneMeasuresWhatTheManifestSays) {
 
 TEST_F(RecoverTest, ARotatedStreamIsMeasuredAlikeOnBothPlanes) {
   auto options = small_recovery(folder->path(), "turned");
-  options.recipe.rotation = Rotation::stream;
+  options.recipe.rotation = Rotation::stream;  // and the rates of the fixture, for a model this small
   const auto found = recover(options);
   EXPECT_EQ(found.at("recipe").at("rotation"), "stream");
   EXPECT_EQ(row(found, "reference"), row(*manifest, "reference")) << "the reference is what it was";
