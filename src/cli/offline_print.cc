@@ -5,6 +5,7 @@
 #include "base/progress.h"
 #include "io/model_reader.h"
 #include "recover/machine_speed.h"
+#include "torch/torch_tensors.h"
 
 namespace spear::cli {
 namespace {
@@ -45,9 +46,10 @@ void print_results(const nlohmann::json& manifest) {
 
 int print_plan(const RecoverOptions& options, PlannedCommand command, const CommonOptions& common) {
   const ModelConfig config = read_model_config(options.reference);
-  const Needs needs = estimate_needs(config, options.recipe);
+  const torch::ScalarType compute = compute_type(default_device());
+  const Needs needs = estimate_needs(config, options.recipe, torch::elementSize(compute));
   const PlannedBytes bytes = planned_bytes(config, options.recipe);
-  const double gflops = measured_bf16_gflops();
+  const double gflops = measured_gflops(compute);
   const auto stages = planned_stages(config, options.recipe, command, options.text.empty() ? 0 : options.windows * options.context, gflops);
   double seconds = 0;
   for (const PlannedStage& stage : stages) seconds += stage.seconds;
@@ -59,7 +61,8 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
                            {"bytes", {{"reference", bytes.reference}, {"result", bytes.quantized}, {"base", bytes.budget_base},
                                       {"compensators", bytes.compensators}}},
                            {"seconds", seconds},
-                           {"bf16_gflops", gflops},
+                           {"gflops", gflops},
+                           {"compute", name(compute)},
                            {"stages", nlohmann::json::array()}};
     for (const PlannedStage& stage : stages) plan["stages"].push_back({{"name", stage.name}, {"seconds", stage.seconds}});
     print_json(plan);
@@ -71,7 +74,7 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
   for (const PlannedStage& stage : stages) {
     fmt::print("  {:<30} {:<46} about {}\n", stage.name, stage.what, format_duration(stage.seconds));
   }
-  fmt::print("about {} on this machine's CPU (bfloat16 products at {:.0f} GFLOP/s); far less on a GPU\n", format_duration(seconds), gflops);
+  fmt::print("about {} on this machine's CPU ({} products at {:.0f} GFLOP/s); far less on a GPU\n", format_duration(seconds), name(compute), gflops);
   fmt::print("model {} in 16 bit, {} as a checkpoint, {} of it compensators\n", size(bytes.reference), size(bytes.quantized),
              size(bytes.compensators));
   fmt::print("peak memory about {}, disk about {}\n", size(needs.memory), size(needs.disk));

@@ -15,7 +15,8 @@ set(flags -O3 -ffp-contract=off)
 set_source_files_properties(${kernels}/packed_generic.cc PROPERTIES COMPILE_OPTIONS "${flags}")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(flags ${flags} -mavx2 -mfma -mf16c)
-  set_source_files_properties(${kernels}/packed_avx2.cc PROPERTIES COMPILE_OPTIONS "${flags}")
+  # GCC would put all additions of a tile behind all its products, 100 registers' worth (substitution of single uses).
+  set_source_files_properties(${kernels}/packed_avx2.cc PROPERTIES COMPILE_OPTIONS "${flags};$<$<CXX_COMPILER_ID:GNU>:-fno-tree-ter>")
   set(flags ${flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mprefer-vector-width=512
             -Wno-uninitialized -Wno-maybe-uninitialized)
   set_source_files_properties(${kernels}/packed_avx512.cc PROPERTIES COMPILE_OPTIONS "${flags}")

@@ -70,8 +70,8 @@ nlohmann::json gate_statistics(TorchModel& model, const torch::Tensor& tokens) {
 }
 
 TorchModel Stages::model_of(const std::vector<QuantizedLinear>& linears) const {
-  TorchModel model(student_base(), device_, torch::kBFloat16);
-  for (std::size_t i = 0; i < linears.size(); ++i) model.weights().linears[i].weight = linears[i].dequantize().to(torch::kBFloat16);
+  TorchModel model(student_base(), device_, compute_);
+  for (std::size_t i = 0; i < linears.size(); ++i) model.weights().linears[i].weight = linears[i].dequantize().to(compute_);
   return model;
 }
 

@@ -19,19 +19,40 @@ inline __attribute__((always_inline)) std::uint16_t to_bf16(float v) {
   return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
 }
 
-SPEAR_VECTOR_CLONES void write_run(std::int64_t n, const float* latent, float scale, float zero, std::uint16_t* weight) {
+inline __attribute__((always_inline)) void store(std::uint16_t* to, float v) { *to = to_bf16(v); }
+inline __attribute__((always_inline)) void store(float* to, float v) { *to = v; }
+inline __attribute__((always_inline)) float load(const std::uint16_t* from) { return bf16_to_f32(*from); }
+inline __attribute__((always_inline)) float load(const float* from) { return *from; }
+
+template <class T>
+inline __attribute__((always_inline)) void write_each(std::int64_t n, const float* latent, float scale, float zero, T* weight) {
   for (std::int64_t i = 0; i < n; ++i) {
     const float code = std::min(std::max(std::floor(latent[i] + 0.5F), 0.0F), 15.0F);
-    weight[i] = to_bf16((code - zero) * scale);
+    store(weight + i, (code - zero) * scale);
   }
 }
 
-SPEAR_VECTOR_CLONES void sign_run(std::int64_t n, float* latent, const std::uint16_t* gradient, float rate) {
+template <class T>
+inline __attribute__((always_inline)) void sign_each(std::int64_t n, float* latent, const T* gradient, float rate) {
   for (std::int64_t i = 0; i < n; ++i) {
-    const float g = bf16_to_f32(gradient[i]);
+    const float g = load(gradient + i);
     const float moved = latent[i] - (g > 0 ? rate : 0.0F) + (g < 0 ? rate : 0.0F);
     latent[i] = std::min(std::max(moved, kLowest), kHighest);
   }
+}
+
+// A template cannot be compiled for several instruction sets.
+SPEAR_VECTOR_CLONES void write_run(std::int64_t n, const float* latent, float scale, float zero, std::uint16_t* weight) {
+  write_each(n, latent, scale, zero, weight);
+}
+SPEAR_VECTOR_CLONES void write_run(std::int64_t n, const float* latent, float scale, float zero, float* weight) {
+  write_each(n, latent, scale, zero, weight);
+}
+SPEAR_VECTOR_CLONES void sign_run(std::int64_t n, float* latent, const std::uint16_t* gradient, float rate) {
+  sign_each(n, latent, gradient, rate);
+}
+SPEAR_VECTOR_CLONES void sign_run(std::int64_t n, float* latent, const float* gradient, float rate) {
+  sign_each(n, latent, gradient, rate);
 }
 
 /// Calls body(row, group, first column, count) for every run of columns that share a scale.
@@ -45,9 +66,19 @@ void for_each_run(std::int64_t rows, std::int64_t cols, const W4Scheme& scheme, 
   });
 }
 
-bool fused(const torch::Tensor& tensor) { return tensor.is_cpu() && tensor.scalar_type() == torch::kBFloat16; }
+bool fused(const torch::Tensor& tensor) {
+  return tensor.is_cpu() && tensor.is_contiguous() && (tensor.scalar_type() == torch::kBFloat16 || tensor.scalar_type() == torch::kFloat32);
+}
 
-std::uint16_t* bf16_data(const torch::Tensor& tensor) { return static_cast<std::uint16_t*>(tensor.data_ptr()); }
+/// Calls body with the elements of a fused() tensor.
+template <class Body>
+void with_elements(const torch::Tensor& tensor, Body&& body) {
+  if (tensor.scalar_type() == torch::kBFloat16) {
+    body(static_cast<std::uint16_t*>(tensor.data_ptr()));
+  } else {
+    body(tensor.data_ptr<float>());
+  }
+}
 
 }  // namespace
 
@@ -62,10 +93,11 @@ void write_weight(const LatentWeight& latent, const torch::Tensor& scales, torch
     return;
   }
   const float *from = latent.latent.data_ptr<float>(), *s = scales.data_ptr<float>(), *z = latent.zeros.data_ptr<float>();
-  std::uint16_t* to = bf16_data(weight);
-  for_each_run(rows, cols, latent.scheme, [=](std::int64_t row, std::int64_t group, std::int64_t col, std::int64_t count) {
-    const std::int64_t at = row * cols + col;
-    write_run(count, from + at, s[row * groups + group], z[row * groups + group], to + at);
+  with_elements(weight, [&](auto* to) {
+    for_each_run(rows, cols, latent.scheme, [=](std::int64_t row, std::int64_t group, std::int64_t col, std::int64_t count) {
+      const std::int64_t at = row * cols + col;
+      write_run(count, from + at, s[row * groups + group], z[row * groups + group], to + at);
+    });
   });
 }
 
@@ -80,10 +112,11 @@ void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::
   }
   float* position = latent.latent.data_ptr<float>();
   const float* s = scales.data_ptr<float>();
-  const std::uint16_t* g = bf16_data(weight_gradient);
-  for_each_run(rows, cols, latent.scheme, [&](std::int64_t row, std::int64_t group, std::int64_t col, std::int64_t count) {
-    const auto signed_rate = static_cast<float>(s[row * groups + group] < 0 ? -rate : rate);
-    sign_run(count, position + row * cols + col, g + row * cols + col, signed_rate);
+  with_elements(weight_gradient, [&](const auto* g) {
+    for_each_run(rows, cols, latent.scheme, [&](std::int64_t row, std::int64_t group, std::int64_t col, std::int64_t count) {
+      const auto signed_rate = static_cast<float>(s[row * groups + group] < 0 ? -rate : rate);
+      sign_run(count, position + row * cols + col, g + row * cols + col, signed_rate);
+    });
   });
 }
 

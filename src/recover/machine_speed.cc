@@ -1,18 +1,16 @@
 #include "recover/machine_speed.h"
 
-#include <torch/torch.h>
-
 #include <algorithm>
 #include <chrono>
 #include <vector>
 
 namespace spear {
 
-double measured_bf16_gflops() {
+double measured_gflops(torch::ScalarType type) {
   constexpr std::int64_t kTokens = 1024, kIn = 576, kOut = 1536;
   constexpr int kProducts = 4, kRounds = 7;
   torch::NoGradGuard no_grad;
-  const auto x = torch::randn({kTokens, kIn}).to(torch::kBFloat16), weight = torch::randn({kOut, kIn}).to(torch::kBFloat16);
+  const auto x = torch::randn({kTokens, kIn}).to(type), weight = torch::randn({kOut, kIn}).to(type);
   std::vector<double> seconds;
   for (int round = 0; round <= kRounds; ++round) {
     const auto start = std::chrono::steady_clock::now();

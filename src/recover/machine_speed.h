@@ -1,9 +1,11 @@
 #pragma once
 
+#include <torch/torch.h>
+
 namespace spear {
 
-/// bfloat16 products of this machine's CPU with the threads that torch has, GFLOP/s: median of a few products of the size
+/// Products in `type` of this machine's CPU with the threads that torch has, GFLOP/s: median of a few products of the size
 /// that calibration is made of, a second of work at most.
-double measured_bf16_gflops();
+double measured_gflops(torch::ScalarType type);
 
 }  // namespace spear

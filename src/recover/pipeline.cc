@@ -18,6 +18,7 @@
 #include "io/model_reader.h"
 #include "recover/stages.h"
 #include "report/report.h"
+#include "torch/torch_tensors.h"
 
 namespace spear {
 namespace {
@@ -176,7 +177,8 @@ nlohmann::json manifest_head(Stages& stages, const RecoverOptions& options) {
   }
   nlohmann::json manifest = {
       {"schema", "spear.manifest/1"}, {"spear_version", kVersion}, {"created", utc_now()}, {"command", options.command},
-      {"machine", machine_description() + (stages.device().is_cuda() ? ", CUDA" : "")}, {"seed", stages.recipe().seed},
+      {"machine", machine_description() + (stages.device().is_cuda() ? ", CUDA" : "")},
+      {"compute", name(stages.compute())}, {"seed", stages.recipe().seed},
       {"threads", at::get_num_threads()},
       {"reference", {{"name", options.reference.filename().string()}, {"path", options.reference.string()},
                      {"sha256", stages.reference_sha256()}, {"bytes", model_bytes(options.reference)}}},
@@ -301,7 +303,7 @@ DiagnoseReport diagnose_model(const RecoverOptions& options) {
 }
 
 void preflight(const RecoverOptions& options, const ModelConfig& config) {
-  const Needs needs = estimate_needs(config, options.recipe);
+  const Needs needs = estimate_needs(config, options.recipe, torch::elementSize(compute_type(default_device())));
   const std::int64_t memory = available_memory_bytes();
   const auto gigabytes = [](std::int64_t bytes) { return format_bytes(static_cast<double>(bytes)); };
   if (memory > 0 && needs.memory > memory) {

@@ -50,25 +50,26 @@ constexpr double kRows = 4;  // of the table: reference, RTN, quantized, recover
 
 }  // namespace
 
-Needs estimate_needs(const ModelConfig& config, const Recipe& recipe) {
+Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, std::int64_t compute_bytes) {
   double linears = 0;
   for (int index = 0; index < module_count(config); ++index) {
     linears += static_cast<double>(in_features(config, ModuleId{index}.kind()) * out_features(config, ModuleId{index}.kind()));
   }
   const double embedding = static_cast<double>(config.vocab_size * config.hidden_size);
   const double layers = static_cast<double>(config.num_hidden_layers);
-  // Bytes per weight: reference f32 4 and once more if it is rotated, student bf16 2, codes f32 4 of the model without and
-  // with compensators each, gradients 2, and with codes trained targets 8 and two moments 8.
-  const double per_weight = 14 + (recipe.rotation == Rotation::stream ? 4 : 0) + (recipe.tune == Tune::codes ? 18 : recipe.tune == Tune::scales ? 2 : 0);
-  // Activations that one step keeps, per token and layer (bf16 inputs and outputs of the linears, f32 stream, softmax).
-  const double per_token = layers * (14.0 * static_cast<double>(config.hidden_size) + 10.0 * static_cast<double>(config.intermediate_size) +
-                                     4.0 * static_cast<double>(config.q_size() + 2 * config.kv_size()) +
-                                     2.0 * static_cast<double>(config.num_attention_heads * recipe.train.sequence_length));
+  const auto wide = static_cast<double>(compute_bytes);
+  // Bytes per weight: reference f32 4 and once more if it is rotated, student and its gradients as computed, codes f32 4 of
+  // the model without and with compensators each, and with codes trained targets 8 and two moments 8.
+  const double per_weight = 12 + wide + (recipe.rotation == Rotation::stream ? 4 : 0) + (recipe.tune == Tune::codes ? 16 + wide : recipe.tune == Tune::scales ? wide : 0);
+  // Activations that one step keeps, per token and layer (inputs and outputs of the linears, f32 stream, softmax).
+  const double per_token = layers * ((8 + 3 * wide) * static_cast<double>(config.hidden_size) + 5 * wide * static_cast<double>(config.intermediate_size) +
+                                     2 * wide * static_cast<double>(config.q_size() + 2 * config.kv_size()) +
+                                     wide * static_cast<double>(config.num_attention_heads * recipe.train.sequence_length));
   const double logits = 2 * 512.0 * 4 * static_cast<double>(config.vocab_size);
   const double states = 2.0 * static_cast<double>(recipe.samples.sequences * recipe.samples.length * config.hidden_size);
   // The quantizer keeps one layer's activations of all its tokens, of two networks.
   const double quantizing = recipe.quantizer == "rtn" && recipe.budget <= 0 ? 0.0
-      : static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length) * (30.0 * static_cast<double>(config.hidden_size) + 14.0 * static_cast<double>(config.intermediate_size));
+      : static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length) * ((22 + 4 * wide) * static_cast<double>(config.hidden_size) + 7 * wide * static_cast<double>(config.intermediate_size));
   const double training = per_token * static_cast<double>(recipe.train.tokens_per_step) + logits;
   Needs needs;
   needs.memory = static_cast<std::int64_t>(per_weight * linears + 8 * embedding + states + std::max(training, quantizing) + 3e8);

@@ -14,7 +14,8 @@ namespace spear {
 struct Needs {
   std::int64_t memory = 0, disk = 0;
 };
-Needs estimate_needs(const ModelConfig& config, const Recipe& recipe);
+/// compute_bytes: of a number that linears are computed in, 2 (bfloat16) or 4.
+Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, std::int64_t compute_bytes);
 
 /// Bytes of the model before (in 16 bit) and after, and of what the budget is a share of (its embedding at 8 bit).
 struct PlannedBytes {
@@ -29,7 +30,7 @@ struct PlannedStage {
 enum class PlannedCommand { recover, quantize };
 /// Of the machine that planned times are scaled from: two Zen 4 cores.
 inline constexpr double kPlannedGflops = 250;
-/// Time per stage on a machine with bfloat16 products at `gflops` (machine_speed.h). `text_tokens`: of the text that is
+/// Time per stage on a machine with products of linears at `gflops` (machine_speed.h). `text_tokens`: of the text that is
 /// measured on, 0 for held-out samples.
 std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe& recipe, PlannedCommand command,
                                          std::int64_t text_tokens, double gflops = kPlannedGflops);

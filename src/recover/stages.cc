@@ -133,7 +133,8 @@ Stages::Stages(const RecoverOptions& options)
       reference_(read_model(options.reference)),
       reference_sha256_(model_sha256(options.reference)),
       tokenizer_(load_tokenizer(options.reference)),
-      device_(default_device()) {
+      device_(default_device()),
+      compute_(compute_type(device_)) {
   if (!options.backbone.empty()) read_given_backbone();
   Rotation& rotation = options_.recipe.rotation;
   if (backbone_) rotation = backbone_->config.rotated_stream ? Rotation::stream : Rotation::none;
@@ -182,7 +183,8 @@ void Stages::write(const std::filesystem::path& directory, const ModelWeights& w
 }
 
 nlohmann::json Stages::input_key() const {
-  return {{"version", kStageVersion}, {"reference", reference_sha256_}, {"backbone", backbone_sha256_}, {"device", device_.str()}};
+  return {{"version", kStageVersion}, {"reference", reference_sha256_}, {"backbone", backbone_sha256_}, {"device", device_.str()},
+          {"compute", name(compute_)}};
 }
 
 SampleOptions Stages::sample_options() const {
@@ -202,7 +204,8 @@ SampleOptions Stages::quantizer_sample_options() const {
 }
 
 nlohmann::json Stages::sample_key(const SampleOptions& s) const {
-  return {{"version", kStageVersion}, {"reference", reference_sha256_}, {"device", device_.str()}, {"sequences", s.sequences},
+  return {{"version", kStageVersion}, {"reference", reference_sha256_}, {"device", device_.str()}, {"compute", name(compute_)},
+          {"sequences", s.sequences},
           {"length", s.length},       {"batch", s.batch},               {"seed", s.seed},
           {"calibration", options_.calibration.empty() ? "" : sha256_file(options_.calibration)}};
 }
@@ -223,7 +226,7 @@ void Stages::drop_model() {
 TorchModel& Stages::model_on(const ModelWeights& weights) {
   if (model_weights_ != &weights) {
     drop_model();
-    model_ = std::make_unique<TorchModel>(weights, device_, torch::kBFloat16);
+    model_ = std::make_unique<TorchModel>(weights, device_, compute_);
     model_weights_ = &weights;
   }
   return *model_;
@@ -326,7 +329,7 @@ ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vec
   if (const auto kept = workspace_.load(stage, key)) return quantization_from(kept->tensors, options_.recipe.scheme, device_);
   const auto tokens = quantizer_tokens();
   drop_model();
-  TorchModel model(parent(), device_, torch::kBFloat16);
+  TorchModel model(parent(), device_, compute_);
   std::vector<CompensatorSite> where;
   const auto all = sites();
   for (std::size_t i = 0; i < ranks.size(); ++i) where.push_back({all[i].members, ranks[i], options_.recipe.gate_rows});

@@ -40,6 +40,7 @@ class Stages {
   const std::string& reference_sha256() const { return reference_sha256_; }
   const Tokenizer& tokenizer() const { return tokenizer_; }
   torch::Device device() const { return device_; }
+  torch::ScalarType compute() const { return compute_; }  ///< of the linears, but where results are measured: float32
   const std::vector<StageTime>& times() const { return times_; }
 
   const CalibrationSet& samples();
@@ -49,7 +50,7 @@ class Stages {
   const Damage& damage();
   Calibrated calibrate();
 
-  /// Models in bfloat16 of reference() and of parent(); one lives at a time, made when first asked for.
+  /// Models in compute() of reference() and of parent(); one lives at a time, made when first asked for.
   TorchModel& reference_model() { return model_on(reference_); }
   TorchModel& parent_model() { return model_on(parent()); }
   void drop_model();
@@ -127,6 +128,7 @@ class Stages {
   std::filesystem::path backbone_gguf_;  ///< the file that is kept
   Tokenizer tokenizer_;
   torch::Device device_;
+  torch::ScalarType compute_;
   std::unique_ptr<TorchModel> model_;
   const ModelWeights* model_weights_ = nullptr;  ///< what model_ is of
   std::optional<CalibrationSet> samples_;

@@ -245,7 +245,7 @@ Value range(const Arguments& arguments, Budget& budget) {
   List items;
   while (step > 0 ? at < stop : at > stop) {
     budget.step();
-    items.push_back({at});
+    items.emplace_back().data = at;
     if (__builtin_add_overflow(at, step, &at)) break;
   }
   return budget.list(std::move(items));

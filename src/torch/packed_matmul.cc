@@ -50,6 +50,10 @@ memory wrap(const memory::desc& desc, const torch::Tensor& tensor) { return {des
 
 bool has_bf16_kernels() {
   static const bool found = [] {
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx512bf16")) return false;  // oneDNN emulates them on any AVX-512
+#endif
     try {
       product(row_major(64, 64, kBf16), row_major(64, 64, kBf16), row_major(64, 64, memory::data_type::f32));
       return true;

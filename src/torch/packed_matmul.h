@@ -9,7 +9,7 @@
 
 namespace spear {
 
-/// Whether this build and this CPU have oneDNN's bfloat16 kernels.
+/// Whether this build has oneDNN's bfloat16 kernels, and this CPU instructions for them.
 bool has_bf16_kernels();
 
 /// A weight matrix in the order that oneDNN wants for a given number of rows of x.

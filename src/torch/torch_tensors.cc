@@ -1,5 +1,13 @@
 #include "torch/torch_tensors.h"
 
+#include <fmt/format.h>
+
+#include <cstdlib>
+#include <string_view>
+
+#include "base/error.h"
+#include "torch/packed_matmul.h"
+
 namespace spear {
 namespace {
 
@@ -34,5 +42,18 @@ torch::Tensor round_to_f16(const torch::Tensor& tensor) {
 }
 
 torch::Device default_device() { return torch::cuda::is_available() ? torch::kCUDA : torch::kCPU; }
+
+torch::ScalarType compute_type(torch::Device device) {
+  constexpr const char* kVariable = "SPEAR_FORCE_COMPUTE";
+  if (const char* forced = std::getenv(kVariable)) {
+    for (const auto type : {torch::kBFloat16, torch::kFloat32}) {
+      if (std::string_view(forced) == name(type)) return type;
+    }
+    throw usage_error(fmt::format("'{}' is neither bfloat16 nor float32", forced), kVariable, "unset it");
+  }
+  return device.is_cuda() || has_bf16_kernels() ? torch::kBFloat16 : torch::kFloat32;
+}
+
+const char* name(torch::ScalarType compute) { return compute == torch::kBFloat16 ? "bfloat16" : "float32"; }
 
 }  // namespace spear

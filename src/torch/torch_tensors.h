@@ -26,4 +26,11 @@ torch::Tensor round_to_f16(const torch::Tensor& tensor);
 /// GPU if libtorch has one, else the CPU.
 torch::Device default_device();
 
+/// What linears are computed in, offline: bfloat16 on a GPU and on a CPU with instructions for it (torch and oneDNN emulate
+/// them elsewhere, up to a hundred times slower), else float32. SPEAR_FORCE_COMPUTE=bfloat16|float32 overrides it; throws
+/// Error(usage) on another value.
+torch::ScalarType compute_type(torch::Device device);
+/// "bfloat16", "float32".
+const char* name(torch::ScalarType compute);
+
 }  // namespace spear

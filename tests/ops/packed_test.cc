@@ -1,12 +1,14 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
 #include "ops/comparison.h"
 #include "ops/cpu/fused_linear.h"
 #include "ops/random_model.h"
+#include "tensor/gguf_codes.h"
 
 namespace spear {
 namespace {
@@ -101,7 +103,7 @@ std::vector<PackedMatrix> matrices(std::int64_t rows, std::int64_t cols, const P
   testing::shuffle_groups(regrouped, 5);
   out.push_back(PackedMatrix::from_w4(regrouped, "regrouped", context));
   if (cols % 32 == 0) {
-    for (const char* type : {"Q8_0", "Q5_0", "Q5_1"}) {
+    for (const char* type : {"Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"}) {
       out.push_back(PackedMatrix::from_blocks(testing::random_blocks(rows, cols, type, 6), type, context));
     }
   }
@@ -142,16 +144,41 @@ TEST_P(PackedTest, UnpackedRowsOfRegroupedWeightsAreSortedByGroup) {
   }
 }
 
+/// Into what a K-type's scales and minima become: integers times an F16 number need up to 17 bits.
+void round_scales_to_f16(const BlockMatrix& source, RefMatrix& values) {
+  const GgufCodes& type = *find_gguf_codes(source.type->id);
+  std::uint8_t codes[256];
+  float scales[8], minima[8];
+  for (std::int64_t i = 0; i < static_cast<std::int64_t>(values.values.size()); ++i) {
+    if (i % 256 == 0) type.unpack(source.blocks.data() + i / 256 * type.block_bytes, codes, scales, minima);
+    const auto half = [](float v) { return f16_to_f32(f32_to_f16(v)); };
+    const float rounded = half(scales[i % 256 / 32]) * static_cast<float>(codes[i % 256]) - half(minima[i % 256 / 32]);
+    const float slack = 0x1p-11F * (std::abs(scales[i % 256 / 32]) * 31 + std::abs(minima[i % 256 / 32]));
+    EXPECT_NEAR(values.values[static_cast<std::size_t>(i)], rounded, 1.01F * slack);
+    values.values[static_cast<std::size_t>(i)] = rounded;
+  }
+}
+
+TEST_P(PackedTest, ScalesBeyondF16AreRoundedWithTheirWeights) {
+  BlockMatrix source = testing::random_blocks(3, 256, "Q4_K", 11);
+  const std::uint16_t large = f32_to_f16(60000);  // times a 6-bit integer
+  std::memcpy(source.blocks.data() + source.row_bytes(), &large, sizeof large);
+  const PackedMatrix packed = PackedMatrix::from_blocks(source, "Q4_K", context_);
+  EXPECT_EQ(packed.view().kind, PackedKind::bf16);
+}
+
 TEST_P(PackedTest, UnpackedRowsOfBlocksAreTheWeights) {
   for (const char* type : {"Q4_0", "Q5_0", "Q8_0", "Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q6_K"}) {
     const std::int64_t cols = std::string_view(type).ends_with("_K") ? 512 : 96;
     const BlockMatrix source = testing::random_blocks(37, cols, type, 11);
     const PackedMatrix packed = PackedMatrix::from_blocks(source, type, context_);
     RefMatrix expected = ref::dequantize(source);
-    const bool exact = source.type->block_size == 32 && source.type->second_half < 0;
-    EXPECT_EQ(packed.view().kind, exact ? PackedKind::w8 : PackedKind::bf16) << type;
-    if (!exact) {
+    const std::string_view name = type;
+    EXPECT_EQ(packed.view().kind, name == "Q6_K" ? PackedKind::bf16 : name.starts_with("Q4") ? PackedKind::w4 : PackedKind::w8) << type;
+    if (name == "Q6_K") {
       for (double& v : expected.values) v = bf16_to_f32(f32_to_bf16(static_cast<float>(v)));
+    } else if (name.ends_with("_K")) {
+      round_scales_to_f16(source, expected);
     }
     EXPECT_EQ(values_of(packed.view()).values, expected.values) << type;
   }

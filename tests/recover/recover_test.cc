@@ -188,6 +188,8 @@ TEST_F(RecoverTest, TheOnlinePlaneMeasuresWhatTheManifestSays) {
 TEST_F(RecoverTest, ARotatedStreamIsMeasuredAlikeOnBothPlanes) {
   auto options = small_recovery(folder->path(), "turned");
   options.recipe.rotation = Rotation::stream;  // and the rates of the fixture, for a model this small
+  options.recipe.samples.sequences = 240;      // fewer, and what training learns of them does not carry over to the text
+  options.recipe.quantizer_sequences = 120;
   const auto found = recover(options);
   EXPECT_EQ(found.at("recipe").at("rotation"), "stream");
   EXPECT_EQ(row(found, "reference"), row(*manifest, "reference")) << "the reference is what it was";
@@ -202,6 +204,20 @@ TEST_F(RecoverTest, ARotatedStreamIsMeasuredAlikeOnBothPlanes) {
   EXPECT_NEAR(evaluate(online, windows, &states).kl->value, kl, 1e-4 * kl + 1e-6);
   EXPECT_NEAR(evaluate(folded, windows, &states).kl->value, kl, 1e-2 * kl) << "as other programs get it, its embedding rounded to bf16";
   EXPECT_LT(kl, row(found, "quantized").at("kl").at("value").get<double>());
+}
+
+/// One of the two is what this machine would choose by itself.
+TEST_F(RecoverTest, LinearsInEitherTypeRecover) {
+  for (const char* type : {"bfloat16", "float32"}) {
+    ASSERT_EQ(setenv("SPEAR_FORCE_COMPUTE", type, 1), 0);
+    const auto found = recover(small_recovery(folder->path(), type));
+    EXPECT_EQ(found.at("compute"), type);
+    EXPECT_LT(row(found, "recovered").at("kl").at("value").get<double>(), row(found, "quantized").at("kl").at("value").get<double>());
+  }
+  expect_same_artifact(manifest->at("compute").get<std::string>());
+  ASSERT_EQ(setenv("SPEAR_FORCE_COMPUTE", "float8", 1), 0);
+  EXPECT_EQ(code_of(small_recovery(folder->path(), "float8")), ExitCode::usage);
+  unsetenv("SPEAR_FORCE_COMPUTE");
 }
 
 TEST_F(RecoverTest, TheSameSeedGivesTheSameBytesAndAnotherDoesNot) {
@@ -234,8 +250,8 @@ TEST_F(RecoverTest, AModelOfAnotherFamily) {
   fs::copy_file(fs::path(SPEAR_TEST_DATA) / "text/small_tokenizer.json", model / "tokenizer.json");
   auto how = small_recovery(folder->path(), "gemma-out");
   how.reference = model;
-  how.recipe.samples.sequences = 120;  // fewer, and what training learns of them does not carry over to the text
-  how.recipe.quantizer_sequences = 60;
+  how.recipe.samples.sequences = 240;  // as above
+  how.recipe.quantizer_sequences = 120;
   const auto found = recover(how);
   const double quantized = row(found, "quantized").at("kl").at("value"), kl = row(found, "recovered").at("kl").at("value");
   EXPECT_LT(kl, quantized);
@@ -340,7 +356,7 @@ TEST_F(RecoverTest, PreflightRefusesWhatCannotFit) {
     EXPECT_EQ(error.code(), ExitCode::out_of_resources);
     EXPECT_FALSE(error.remedy().empty());
   }
-  EXPECT_GT(estimate_needs(config, options.recipe).memory, std::int64_t{1} << 45);
+  EXPECT_GT(estimate_needs(config, options.recipe, 2).memory, std::int64_t{1} << 45);
 }
 
 TEST_F(RecoverTest, UnusableTextIsRefusedWithItsName) {

@@ -304,11 +304,14 @@ TEST(CodeStepTest, WritesTheWeightOfTheNearestCodes) {
 
 TEST(CodeStepTest, MovesAgainstTheGradientInsideTheGrid) {
   for (const W4Scheme scheme : {W4Scheme{0, true}, W4Scheme{32, false}}) {
-    CodeCase fused = code_case(scheme), plain = code_case(scheme);
+    CodeCase fused = code_case(scheme), wide = code_case(scheme), plain = code_case(scheme);
     const auto before = fused.latent.latent.clone();
+    plain.latent.group_index = torch::arange(70).floor_divide(scheme.group_size == 0 ? 70 : 32);  // takes the way of tensor operations
     step_codes(fused.latent, fused.scales, fused.gradient, 0.3);
-    step_codes(plain.latent, plain.scales, plain.gradient.to(torch::kFloat32), 0.3);
+    step_codes(wide.latent, wide.scales, wide.gradient.to(torch::kFloat32), 0.3);
+    step_codes(plain.latent, plain.scales, plain.gradient, 0.3);
     EXPECT_LT(distance(fused.latent.latent, plain.latent.latent), 1e-7);
+    EXPECT_LT(distance(wide.latent.latent, plain.latent.latent), 1e-7);
     for (std::int64_t i = 0; i < 11; ++i) {
       for (std::int64_t j = 0; j < 70; ++j) {
         const float slope =

@@ -70,21 +70,27 @@ SPEAR_INLINE void finish(const Tile& tile, Floats (&sums)[kT][kP]) {
   }
 }
 
-/// acc += codes · x over 32 columns.
-template <int kBits, int kPlanes, int kT, int kP>
-SPEAR_INLINE void dot_half(const std::uint8_t* steps, std::int64_t stride, std::int64_t ahead, const std::int8_t* x,
-                           std::int64_t ldx, Ints (&acc)[kT][kPlanes][kP]) {
-  constexpr int kColumns = kBits == 4 ? 8 : 4;
-#pragma GCC unroll 8
-  for (int step = 0; step < kHalf / kColumns; ++step) {
-    Bytes codes[kP], upper[kP];
+/// acc += codes · x over 32 columns of nibbles.
+template <int kPlanes, int kT, int kP>
+SPEAR_INLINE void dot_nibbles(const std::uint8_t* steps, std::int64_t stride, std::int64_t ahead, const std::int8_t* x,
+                              std::int64_t ldx, Ints (&acc)[kT][kPlanes][kP]) {
+  decltype(begin_partial(Ints{})) partial[kT][kPlanes][kP];
+#pragma GCC unroll 16
+  for (int t = 0; t < kT; ++t) {
+#pragma GCC unroll 2
+    for (int plane = 0; plane < kPlanes; ++plane) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kP; ++p) partial[t][plane][p] = begin_partial(acc[t][plane][p]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int step = 0; step < kHalf / 8; ++step) {
+    Bytes lower[kP], upper[kP];
 #pragma GCC unroll 2
     for (int p = 0; p < kP; ++p) {
-      codes[p] = load_bytes(steps + step * stride + p * 64);
-      if constexpr (kBits == 4) {
-        upper[p] = high_nibbles(codes[p]);
-        codes[p] = low_nibbles(codes[p]);
-      }
+      const Bytes codes = load_bytes(steps + step * stride + p * 64);
+      lower[p] = low_nibbles(codes);
+      upper[p] = high_nibbles(codes);
     }
 #pragma GCC unroll 2
     for (int p = 0; p < kP; ++p) __builtin_prefetch(steps + step * stride + p * 64 + ahead);
@@ -92,17 +98,55 @@ SPEAR_INLINE void dot_half(const std::uint8_t* steps, std::int64_t stride, std::
     for (int t = 0; t < kT; ++t) {
 #pragma GCC unroll 2
       for (int plane = 0; plane < kPlanes; ++plane) {
-        const std::int8_t* const at = x + (t * kPlanes + plane) * ldx + step * kColumns;
-        const Quad quad = load_quad(at);
+        const std::int8_t* const at = x + (t * kPlanes + plane) * ldx + step * 8;
+        const Quad quad = load_quad(at), next = load_quad(at + 4);
 #pragma GCC unroll 2
         for (int p = 0; p < kP; ++p) {
-          acc[t][plane][p] =
-              kBits == 4 ? dot_nibbles(acc[t][plane][p], codes[p], quad) : dot_bytes(acc[t][plane][p], codes[p], quad);
+          partial[t][plane][p] = dot_nibbles(dot_nibbles(partial[t][plane][p], lower[p], quad), upper[p], next);
         }
-        if constexpr (kBits == 4) {
-          const Quad next = load_quad(at + 4);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < kT; ++t) {
 #pragma GCC unroll 2
-          for (int p = 0; p < kP; ++p) acc[t][plane][p] = dot_nibbles(acc[t][plane][p], upper[p], next);
+    for (int plane = 0; plane < kPlanes; ++plane) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kP; ++p) acc[t][plane][p] = end_partial(acc[t][plane][p], partial[t][plane][p]);
+    }
+  }
+}
+
+/// acc += codes · x over 32 columns of bytes. kSums is 1 where planes are joined first.
+template <int kPlanes, int kSums, int kT, int kP>
+SPEAR_INLINE void dot_bytes(const std::uint8_t* steps, std::int64_t stride, std::int64_t ahead, const std::int8_t* x,
+                            std::int64_t ldx, Ints (&acc)[kT][kSums][kP]) {
+  std::int16_t words[kT][kHalf];
+  if constexpr (kWidensBytes) {
+    for (int t = 0; t < kT; ++t) join_planes<kPlanes>(x + t * kPlanes * ldx, ldx, words[t]);
+  }
+#pragma GCC unroll kByteStepsAtOnce
+  for (int step = 0; step < kHalf / 4; ++step) {
+    Bytes codes[kP];
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) codes[p] = load_bytes(steps + step * stride + p * 64);
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) __builtin_prefetch(steps + step * stride + p * 64 + ahead);
+    if constexpr (kWidensBytes) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kP; ++p) {
+        const auto wide = widen(codes[p]);
+#pragma GCC unroll 16
+        for (int t = 0; t < kT; ++t) acc[t][0][p] = dot_words(acc[t][0][p], wide, words[t] + 4 * step);
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int t = 0; t < kT; ++t) {
+#pragma GCC unroll 2
+        for (int plane = 0; plane < kPlanes; ++plane) {
+          const Quad quad = load_quad(x + (t * kPlanes + plane) * ldx + step * 4);
+#pragma GCC unroll 2
+          for (int p = 0; p < kP; ++p) acc[t][plane][p] = dot_bytes(acc[t][plane][p], codes[p], quad);
         }
       }
     }
@@ -112,6 +156,7 @@ SPEAR_INLINE void dot_half(const std::uint8_t* steps, std::int64_t stride, std::
 /// Integer weights. kBlock columns share scales and are summed in integers.
 template <int kBits, int kPlanes, int kBlock, int kT, int kP>
 void integer_tile(const Tile& tile) {
+  constexpr int kSums = kBits == 8 && kWidensBytes ? 1 : kPlanes;
   const PackedView& w = tile.weight;
   const PackedActivations& x = tile.x;
   const std::int64_t stride = 64 * w.group_panels, half_bytes = kHalf / (kBits == 4 ? 8 : 4) * stride;
@@ -130,36 +175,46 @@ void integer_tile(const Tile& tile) {
   }
   for (std::int64_t block = 0; block < blocks; ++block) {
     const std::int64_t group = block / blocks_per_group;
-    Ints acc[kT][kPlanes][kP];
+    Ints acc[kT][kSums][kP];
 #pragma GCC unroll 16
     for (int t = 0; t < kT; ++t) {  // the zero point: -zero * sum of codes, here as the start of the low plane's sum
       const Ints negative = broadcast_int(sums_at[t * blocks + block]);
 #pragma GCC unroll 2
       for (int p = 0; p < kP; ++p) {
         acc[t][0][p] = zero_ints();
-        acc[t][kPlanes - 1][p] =
+        acc[t][kSums - 1][p] = zero_ints();
+        if (kBlock == kHalf && w.group_minima != nullptr) continue;
+        acc[t][kSums - 1][p] =
             w.zeros == nullptr
                 ? shift_left < kBits == 4 ? 3 : 7 > (negative)
                 : multiply(negative, load_zeros(w.zeros + ((tile.panel + p) * w.groups + group) * kPanelRows));
       }
     }
-    dot_half<kBits, kPlanes, kT, kP>(steps, stride, tile.ahead, codes, x.depth, acc);
-    steps += half_bytes;
-    if constexpr (kBlock == kActivationBlock) {
-      dot_half<kBits, kPlanes, kT, kP>(steps, stride, tile.ahead, codes + kHalf, x.depth, acc);
-      steps += half_bytes;
+#pragma GCC unroll 2
+    for (int half = 0; half < kBlock / kHalf; ++half, steps += half_bytes, codes += kHalf) {
+      if constexpr (kBits == 4) {
+        dot_nibbles<kPlanes, kT, kP>(steps, stride, tile.ahead, codes, x.depth, acc);
+      } else {
+        dot_bytes<kPlanes, kSums, kT, kP>(steps, stride, tile.ahead, codes, x.depth, acc);
+      }
     }
-    codes += kBlock;
 #pragma GCC unroll 2
     for (int p = 0; p < kP; ++p) {
-      Floats scale;
+      Floats scale, minimum;
       if (w.group_scales != nullptr) {
         scale = load_halves(w.group_scales + ((tile.panel + p) * w.groups + group) * kPanelRows);
       }
+      if (kBlock == kHalf && w.group_minima != nullptr) {
+        minimum = load_halves(w.group_minima + ((tile.panel + p) * w.groups + group) * kPanelRows);
+      }
 #pragma GCC unroll 16
       for (int t = 0; t < kT; ++t) {
-        const Ints joined = kPlanes == 1 ? acc[t][0][p] : add(shift_left<8>(acc[t][0][p]), acc[t][kPlanes - 1][p]);
+        const Ints joined = kSums == 1 ? acc[t][0][p] : add(shift_left<8>(acc[t][0][p]), acc[t][kSums - 1][p]);
         Floats factor = broadcast_float(scales_at[t * scale_blocks + block * kBlock / kActivationBlock]);
+        if (kBlock == kHalf && w.group_minima != nullptr) {
+          const Floats negative = to_floats(broadcast_int(sums_at[t * blocks + block]));
+          sums[t][p] = multiply_add(multiply(negative, factor), minimum, sums[t][p]);
+        }
         if (w.group_scales != nullptr) factor = multiply(factor, scale);
         sums[t][p] = multiply_add(to_floats(joined), factor, sums[t][p]);
       }
@@ -250,35 +305,31 @@ void multiply_rows8(const PackedView& w, std::int64_t begin, std::int64_t end, c
   }
 }
 
-/// kinds of tile: 0 bf16, 1 one plane, 2 two planes. Bits and block are given by the weight.
-template <int kPlanes, int kT, int kP>
+/// What a tile is made of: 0 planes are bf16, kBits is the weight's.
+template <int kBits, int kPlanes, int kT, int kP>
 void run_tile(const Tile& tile) {
-  const PackedView& w = tile.weight;
   if constexpr (kPlanes == 0) {
     bf16_tile<kT, kP>(tile);
-  } else if (w.kind == PackedKind::w4) {
-    if (w.group_size == kHalf) return integer_tile<4, kPlanes, kHalf, kT, kP>(tile);
-    integer_tile<4, kPlanes, kActivationBlock, kT, kP>(tile);
   } else {
-    if (w.group_size == kHalf) return integer_tile<8, kPlanes, kHalf, kT, kP>(tile);
-    integer_tile<8, kPlanes, kActivationBlock, kT, kP>(tile);
+    if (tile.weight.group_size == kHalf) return integer_tile<kBits, kPlanes, kHalf, kT, kP>(tile);
+    integer_tile<kBits, kPlanes, kActivationBlock, kT, kP>(tile);
   }
 }
 
 /// A tile of `tokens` <= kT tokens.
-template <int kPlanes, int kT, int kP>
+template <int kBits, int kPlanes, int kT, int kP>
 void run_tile_of(std::int64_t tokens, const Tile& tile) {
   if (tokens == kT) {
-    run_tile<kPlanes, kT, kP>(tile);
+    run_tile<kBits, kPlanes, kT, kP>(tile);
   } else if constexpr (kT > 1) {
-    run_tile_of<kPlanes, kT - 1, kP>(tokens, tile);
+    run_tile_of<kBits, kPlanes, kT - 1, kP>(tokens, tile);
   }
 }
 
-template <int kPlanes>
+template <int kBits, int kPlanes>
 void multiply_groups(const PackedView& w, std::int64_t begin, std::int64_t end, const PackedActivations& x,
                      std::int64_t first, std::int64_t last, const LowRankView* low_rank, float* y, std::int64_t ldy) {
-  constexpr int kT = kTokens[kPlanes];
+  constexpr int kT = tile_tokens(kBits, kPlanes);
   const std::int64_t count = last - first, tiles = (count + kT - 1) / kT;
   for (std::int64_t group = begin; group < end; ++group) {
     for (std::int64_t i = 0; i < tiles; ++i) {  // tiles of nearly equal height: small ones cost as much as large ones
@@ -288,11 +339,11 @@ void multiply_groups(const PackedView& w, std::int64_t begin, std::int64_t end, 
       Tile tile{w, x, low_rank, group * w.group_panels, token, y, ldy, ahead};
       if constexpr (kPanelsAtOnce == 2) {
         if (w.group_panels == 2) {
-          run_tile_of<kPlanes, kT, 2>(tokens, tile);
+          run_tile_of<kBits, kPlanes, kT, 2>(tokens, tile);
           continue;
         }
       }
-      for (std::int64_t p = 0; p < w.group_panels; ++p, ++tile.panel) run_tile_of<kPlanes, kT, 1>(tokens, tile);
+      for (std::int64_t p = 0; p < w.group_panels; ++p, ++tile.panel) run_tile_of<kBits, kPlanes, kT, 1>(tokens, tile);
     }
   }
 }
@@ -303,13 +354,10 @@ void multiply_packed(const PackedView& w, std::int64_t begin, std::int64_t end, 
     const auto multiply = x.planes == 1 ? multiply_rows8<1> : multiply_rows8<2>;
     return multiply(w, begin, end, x, first, last, y, ldy);
   }
-  if (w.kind == PackedKind::bf16) {
-    multiply_groups<0>(w, begin, end, x, first, last, low_rank, y, ldy);
-  } else if (x.planes == 1) {
-    multiply_groups<1>(w, begin, end, x, first, last, low_rank, y, ldy);
-  } else {
-    multiply_groups<2>(w, begin, end, x, first, last, low_rank, y, ldy);
-  }
+  const auto multiply = w.kind == PackedKind::bf16 ? multiply_groups<16, 0>
+                        : w.kind == PackedKind::w4 ? (x.planes == 1 ? multiply_groups<4, 1> : multiply_groups<4, 2>)
+                                                   : (x.planes == 1 ? multiply_groups<8, 1> : multiply_groups<8, 2>);
+  multiply(w, begin, end, x, first, last, low_rank, y, ldy);
 }
 
 void add_low_rank(const PackedView& w, std::int64_t begin, std::int64_t end, const LowRankView& low_rank,

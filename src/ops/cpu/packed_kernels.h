@@ -35,7 +35,8 @@ struct PackedView {
   const std::uint8_t* data = nullptr;
   const float* row_scales = nullptr;            ///< [padded rows], or null when scales belong to groups of columns
   const std::uint16_t* group_scales = nullptr;  ///< f16 bits, [panels][groups][16], or null
-  const std::uint8_t* zeros = nullptr;          ///< [panels][groups][16]; null: 8 (w4), 128 (w8)
+  const std::uint8_t* zeros = nullptr;          ///< [panels][groups][16]; null: 8 (w4), 128 (w8), 0 with minima
+  const std::uint16_t* group_minima = nullptr;  ///< as group_scales, of groups of 32: value = scale * code - minimum; or null
   std::int64_t groups = 1, group_size = 0;      ///< columns per scale: 32, 64, 128, or 0 for whole rows
 
   std::int64_t panel_groups() const { return (rows + group_rows() - 1) / group_rows(); }

@@ -3,18 +3,23 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <string_view>
 
 #include "base/error.h"
 #include "ops/cpu/matrix.h"
 #include "tensor/dtype.h"
+#include "tensor/gguf_codes.h"
 #include "tensor/vector_math.h"
 
 namespace spear {
 namespace {
 
 constexpr std::int64_t kRoundedGroup = 32;
+static_assert(kRoundedGroup == kGgufCodeGroup);
 constexpr std::int64_t kFewRows = 12;  // above, a panel's padding costs less than sums along columns
 
 /// Nibbles 0 4 1 5 2 6 3 7 of a word: a perfect shuffle, by two exchanges of the middle quarters.
@@ -110,7 +115,7 @@ std::vector<float> padded(const std::vector<float>& in, std::int64_t rows, std::
 
 }  // namespace
 
-PackedMatrix::PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols, std::int64_t group_size, bool zeros,
+PackedMatrix::PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols, std::int64_t group_size, Beside beside,
                            WeightArena& arena) {
   view_.kind = kind;
   view_.rows = rows;
@@ -122,7 +127,7 @@ PackedMatrix::PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols
   const std::int64_t padded = view_.panel_groups() * view_.group_rows(), parts = padded * view_.groups;
   const std::int64_t codes = view_.panel_groups() * view_.group_bytes();
   const std::int64_t scales = kind == PackedKind::bf16 ? 0 : group_size == 0 ? 4 * padded : 2 * parts;
-  bytes_ = codes + scales + (zeros ? parts : 0);
+  bytes_ = codes + scales + (beside == Beside::zeros ? parts : beside == Beside::minima ? 2 * parts : 0);
   memory_ = arena.allocate(static_cast<std::size_t>(bytes_));
   view_.data = memory_.get();
   if (scales > 0 && group_size == 0) {
@@ -130,7 +135,9 @@ PackedMatrix::PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols
   } else if (scales > 0) {
     view_.group_scales = group_scales_ = reinterpret_cast<std::uint16_t*>(memory_.get() + codes);
   }
-  if (zeros) view_.zeros = zeros_ = memory_.get() + codes + scales;
+  std::uint8_t* const rest = memory_.get() + codes + scales;
+  if (beside == Beside::zeros) view_.zeros = zeros_ = rest;
+  if (beside == Beside::minima) view_.group_minima = group_minima_ = reinterpret_cast<std::uint16_t*>(rest);
 }
 
 std::size_t PackedMatrix::scale_index(std::int64_t row, std::int64_t group) const {
@@ -156,6 +163,17 @@ void PackedMatrix::fill(ThreadPool& pool, Write write) {
   });
 }
 
+void PackedMatrix::write_codes(const std::uint8_t* codes, std::uint8_t* lane) const {
+  const std::int64_t columns = columns_per_step(view_.kind);
+  for (std::int64_t col = 0; col < view_.depth; col += columns, codes += columns, lane += lane_stride()) {
+    std::uint8_t step[4];
+    for (std::int64_t j = 0; j < 4; ++j) {
+      step[j] = view_.kind == PackedKind::w8 ? codes[j] : static_cast<std::uint8_t>(codes[j] | codes[j + 4] << 4);
+    }
+    std::memcpy(lane, step, sizeof step);
+  }
+}
+
 PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, const PackContext& context) {
   const auto groups = static_cast<std::size_t>(m.rows * m.groups());
   if (m.packed.size() != static_cast<std::size_t>(m.rows * m.words_per_row()) || m.scales.size() != groups ||
@@ -164,7 +182,8 @@ PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, 
     throw bad_input(fmt::format("packed sizes do not fit [{}, {}] {}", m.rows, m.cols, to_string(m.scheme)), where,
                     "the checkpoint is damaged; write it again");
   }
-  PackedMatrix out(PackedKind::w4, m.rows, m.cols, m.scheme.group_size, !m.scheme.symmetric, context.arena);
+  PackedMatrix out(PackedKind::w4, m.rows, m.cols, m.scheme.group_size,
+                   m.scheme.symmetric ? Beside::nothing : Beside::zeros, context.arena);
   const auto order = m.columns_by_group();
   for (std::size_t i = 0; i < order.size(); ++i) {
     if (m.group_of(order[i]) == static_cast<std::int64_t>(i) / m.scheme.group_size) continue;
@@ -194,7 +213,7 @@ PackedMatrix PackedMatrix::from_w4(const W4Matrix& m, const std::string& where, 
 PackedMatrix PackedMatrix::from_int8(std::span<const std::int8_t> values, std::int64_t rows, std::int64_t cols,
                                      std::span<const std::uint16_t> row_scales, const PackContext& context) {
   const bool few = rows <= kFewRows;
-  PackedMatrix out(few ? PackedKind::rows8 : PackedKind::w8, rows, cols, 0, false, context.arena);
+  PackedMatrix out(few ? PackedKind::rows8 : PackedKind::w8, rows, cols, 0, Beside::nothing, context.arena);
   out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     for (std::int64_t col = 0; col < cols; ++col) {
       const auto code = static_cast<std::uint8_t>(values[static_cast<std::size_t>(row * cols + col)] + 128);
@@ -209,24 +228,20 @@ PackedMatrix PackedMatrix::round_to(PackedKind kind, const Tensor& tensor, const
                                     const PackContext& context) {
   require_matrix(tensor, where);
   const std::int64_t cols = tensor.dim(1);
-  PackedMatrix out(kind, tensor.dim(0), cols, kRoundedGroup, false, context.arena);
+  PackedMatrix out(kind, tensor.dim(0), cols, kRoundedGroup, Beside::nothing, context.arena);
   const int top = kind == PackedKind::w8 ? 127 : 7, zero = kind == PackedKind::w8 ? 128 : 8;
   out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     thread_local std::vector<float> values;
     values.resize(static_cast<std::size_t>(out.view_.depth));
     read_floats(tensor, row, values.data());
     std::fill(values.begin() + cols, values.end(), 0.0F);
+    thread_local std::vector<std::uint8_t> codes;
+    codes.resize(static_cast<std::size_t>(out.view_.depth));
     for (std::int64_t group = 0; group < out.view_.groups; ++group) {
-      const float* const v = values.data() + group * kRoundedGroup;
-      std::uint8_t codes[kRoundedGroup];
-      out.group_scales_[out.scale_index(row, group)] = round_group(v, top, zero, codes);
-      for (std::int64_t i = 0; i < kRoundedGroup; i += columns_per_step(kind)) {
-        std::uint8_t* const step = codes + i;
-        for (std::int64_t j = 0; kind == PackedKind::w4 && j < 4; ++j)
-          step[j] = static_cast<std::uint8_t>(step[j] | step[j + 4] << 4);
-        std::memcpy(lane + (group * kRoundedGroup + i) / columns_per_step(kind) * out.lane_stride(), step, 4);
-      }
+      const std::int64_t col = group * kRoundedGroup;
+      out.group_scales_[out.scale_index(row, group)] = round_group(values.data() + col, top, zero, codes.data() + col);
     }
+    out.write_codes(codes.data(), lane);
   });
   return out;
 }
@@ -240,7 +255,10 @@ PackedMatrix PackedMatrix::to_bf16(const Tensor& tensor, const std::string& wher
 PackedMatrix PackedMatrix::from_blocks(const BlockMatrix& matrix, const std::string& where,
                                        const PackContext& context) {
   const Matrix checked(matrix, where);
-  if (matrix.type->block_size == kRoundedGroup && matrix.type->second_half < 0) return w8_of(matrix, context);
+  if (find_gguf_codes(matrix.type->id) != nullptr) {
+    if (auto out = with_minima(matrix, context)) return std::move(*out);
+  }
+  if (matrix.type->block_size == kRoundedGroup && matrix.type->second_half < 0) return integers_of(matrix, context);
   const auto read = [&](std::int64_t row, float* out) {
     matrix.dequantize_row(row, {out, static_cast<std::size_t>(matrix.cols)});
   };
@@ -248,15 +266,18 @@ PackedMatrix PackedMatrix::from_blocks(const BlockMatrix& matrix, const std::str
 }
 
 /// Blocks of 32 that are one F16 number times integers of at most 8 bits: Q8_0, Q5_0, Q4_0.
-PackedMatrix PackedMatrix::w8_of(const BlockMatrix& matrix, const PackContext& context) {
+PackedMatrix PackedMatrix::integers_of(const BlockMatrix& matrix, const PackContext& context) {
   constexpr std::uint16_t kOne = 0x3c00;  // F16
-  PackedMatrix out(PackedKind::w8, matrix.rows, matrix.cols, kRoundedGroup, false, context.arena);
+  const bool nibbles = std::string_view(matrix.type->name) == "Q4_0";
+  PackedMatrix out(nibbles ? PackedKind::w4 : PackedKind::w8, matrix.rows, matrix.cols, kRoundedGroup, Beside::nothing,
+                   context.arena);
   out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     thread_local std::vector<std::byte> blocks;
-    thread_local std::vector<float> codes;
+    thread_local std::vector<float> values;
+    thread_local std::vector<std::uint8_t> codes;
     const std::byte* const stored = matrix.blocks.data() + row * matrix.row_bytes();
     blocks.assign(stored, stored + matrix.row_bytes());
-    codes.assign(static_cast<std::size_t>(out.view_.depth), 0.0F);
+    values.assign(static_cast<std::size_t>(out.view_.depth), 0.0F);
     for (std::int64_t group = 0; group < out.view_.groups; ++group) {
       std::uint16_t& scale = out.group_scales_[out.scale_index(row, group)];
       scale = 0;
@@ -265,21 +286,48 @@ PackedMatrix PackedMatrix::w8_of(const BlockMatrix& matrix, const PackContext& c
       std::memcpy(&scale, half, sizeof scale);
       std::memcpy(half, &kOne, sizeof kOne);
     }
-    matrix.type->dequantize(blocks, codes);  // with scales of 1: the integers
-    for (std::int64_t i = 0; i < out.view_.depth; i += 4, lane += out.lane_stride()) {
-      std::uint8_t step[4];
-      for (std::int64_t j = 0; j < 4; ++j)
-        step[j] = static_cast<std::uint8_t>(128 + static_cast<int>(codes[static_cast<std::size_t>(i + j)]));
-      std::memcpy(lane, step, sizeof step);
-    }
+    matrix.type->dequantize(blocks, values);  // with scales of 1: the integers
+    codes.clear();
+    for (const float value : values) codes.push_back(static_cast<std::uint8_t>((nibbles ? 8 : 128) + static_cast<int>(value)));
+    out.write_codes(codes.data(), lane);
   });
+  return out;
+}
+
+/// Q4_1, Q5_1, Q4_K, Q5_K; empty if a scale or a minimum is beyond F16.
+std::optional<PackedMatrix> PackedMatrix::with_minima(const BlockMatrix& matrix, const PackContext& context) {
+  const GgufCodes& type = *find_gguf_codes(matrix.type->id);
+  PackedMatrix out(type.bits == 4 ? PackedKind::w4 : PackedKind::w8, matrix.rows, matrix.cols, kRoundedGroup, Beside::minima,
+                   context.arena);
+  constexpr float kLargestHalf = 65504;
+  std::atomic<bool> fits = true;
+  out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
+    thread_local std::vector<std::uint8_t> codes;
+    thread_local std::vector<float> scales, minima;
+    codes.assign(static_cast<std::size_t>(out.view_.depth), 0);
+    scales.assign(static_cast<std::size_t>(out.view_.groups), 0.0F);  // of padding, too
+    minima = scales;
+    const std::byte* block = matrix.blocks.data() + row * matrix.row_bytes();
+    for (std::int64_t col = 0; col < matrix.cols; col += type.block_size, block += type.block_bytes) {
+      type.unpack(block, codes.data() + col, scales.data() + col / kRoundedGroup, minima.data() + col / kRoundedGroup);
+    }
+    for (std::int64_t group = 0; group < out.view_.groups; ++group) {
+      const std::size_t at = out.scale_index(row, group);
+      const float scale = scales[static_cast<std::size_t>(group)], minimum = minima[static_cast<std::size_t>(group)];
+      out.group_scales_[at] = f32_to_f16(scale);
+      out.group_minima_[at] = f32_to_f16(minimum);
+      if (!(std::abs(scale) <= kLargestHalf && std::abs(minimum) <= kLargestHalf)) fits = false;
+    }
+    out.write_codes(codes.data(), lane);
+  });
+  if (!fits) return std::nullopt;
   return out;
 }
 
 /// read(row, out): the values of a row.
 PackedMatrix PackedMatrix::bf16_of(std::int64_t rows, std::int64_t cols,
                                    const std::function<void(std::int64_t, float*)>& read, const PackContext& context) {
-  PackedMatrix out(PackedKind::bf16, rows, cols, 0, false, context.arena);
+  PackedMatrix out(PackedKind::bf16, rows, cols, 0, Beside::nothing, context.arena);
   out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     thread_local std::vector<float> values;
     values.resize(static_cast<std::size_t>(cols));

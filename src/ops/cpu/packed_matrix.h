@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,8 +31,9 @@ class PackedMatrix {
   /// Codes, scales and zero points as they are, columns in the order of m.columns_by_group() if that is not empty:
   /// inputs must then come in the same order. Throws Error(bad_input) naming `where` when sizes disagree.
   static PackedMatrix from_w4(const W4Matrix& matrix, const std::string& where, const PackContext& context);
-  /// Exact as 8-bit integers with a scale per 32 columns where a block is an F16 number times integers (Q8_0, Q5_0,
-  /// Q4_0); values of other types are rounded to bf16.
+  /// Codes as they are, with a scale and, where the type has one, a minimum per 32 columns: 4-bit codes (Q4_0, Q4_1, Q4_K)
+  /// as w4, more (Q5_0, Q5_1, Q5_K, Q8_0) as w8. Exact, but for K-types' scales and minima, which become F16. Values of other
+  /// types, and of matrices with scales beyond F16, are rounded to bf16.
   static PackedMatrix from_blocks(const BlockMatrix& matrix, const std::string& where, const PackContext& context);
   /// int8 values [rows, cols] with a scale per row (f16 bits).
   static PackedMatrix from_int8(std::span<const std::int8_t> values, std::int64_t rows, std::int64_t cols,
@@ -49,22 +51,28 @@ class PackedMatrix {
   std::int64_t bytes() const { return bytes_; }  ///< of codes, scales and zero points: what one product reads
 
  private:
-  PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols, std::int64_t group_size, bool zeros,
+  /// What belongs to groups beside their scales.
+  enum class Beside { nothing, zeros, minima };
+  PackedMatrix(PackedKind kind, std::int64_t rows, std::int64_t cols, std::int64_t group_size, Beside beside,
                WeightArena& arena);
   static PackedMatrix round_to(PackedKind kind, const Tensor& tensor, const std::string& where,
                                const PackContext& context);
-  static PackedMatrix w8_of(const BlockMatrix& matrix, const PackContext& context);
+  static std::optional<PackedMatrix> with_minima(const BlockMatrix& matrix, const PackContext& context);
+  static PackedMatrix integers_of(const BlockMatrix& matrix, const PackContext& context);
   static PackedMatrix bf16_of(std::int64_t rows, std::int64_t cols,
                               const std::function<void(std::int64_t, float*)>& read, const PackContext& context);
   template <class Write>
   void fill(ThreadPool& pool, Write write);
   std::int64_t lane_stride() const { return 64 * view_.group_panels; }
   std::size_t scale_index(std::int64_t row, std::int64_t group) const;
+  /// codes: [depth] unsigned, of the row whose lane this is.
+  void write_codes(const std::uint8_t* codes, std::uint8_t* lane) const;
 
   PackedView view_;
   std::shared_ptr<std::uint8_t> memory_;  ///< codes, then what the pointers below are into
   float* row_scales_ = nullptr;
   std::uint16_t* group_scales_ = nullptr;
+  std::uint16_t* group_minima_ = nullptr;
   std::uint8_t* zeros_ = nullptr;
   std::int64_t bytes_ = 0;
 };
