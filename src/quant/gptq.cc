@@ -55,7 +55,7 @@ QuantizedLinear quantize_gptq(const torch::Tensor& weight, const torch::Tensor& 
   const auto scale = by_column(grid.scales, grid, out, in).index_select(0, order);
   const auto zero = by_column(grid.zeros, grid, out, in).index_select(0, order);
   auto w = weight.t().index_select(0, order).contiguous();
-  auto codes = torch::empty_like(w);
+  auto codes = torch::empty(w.sizes(), w.options().dtype(torch::kUInt8));
   for (std::int64_t begin = 0; begin < in; begin += kBlock) {
     const std::int64_t count = std::min(kBlock, in - begin), rest = in - begin - count;
     auto errors = torch::empty({count, out}, w.options());
@@ -80,7 +80,7 @@ void descend_codes(const torch::Tensor& weight, const torch::Tensor& hessian, Qu
   const auto h = hessian.to(torch::kFloat32);
   const auto scale = by_column(quantized.scales, quantized, out, in), zero = by_column(quantized.zeros, quantized, out, in);
   auto codes = quantized.codes.t().contiguous();
-  auto value = (codes - zero) * scale;
+  auto value = (codes - zero) * scale;  // float32
   // gradient = H (W − Ŵ)ᵀ, kept up to date within a block at once, for the rest at the block's end.
   auto gradient = torch::matmul(h, weight.t() - value);
   const auto diagonal = h.diagonal();

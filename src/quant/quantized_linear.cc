@@ -116,10 +116,10 @@ QuantizedLinear unpack(const LinearWeight& weight, torch::Device device) {
 QuantizedLinear unpack(const W4Matrix& matrix, torch::Device device) {
   QuantizedLinear q;
   q.scheme = matrix.scheme;
-  auto codes = torch::empty({matrix.rows, matrix.cols}, torch::kFloat32);
-  auto* out = codes.data_ptr<float>();
+  auto codes = torch::empty({matrix.rows, matrix.cols}, torch::kUInt8);
+  auto* out = codes.data_ptr<std::uint8_t>();
   for (std::int64_t row = 0; row < matrix.rows; ++row) {
-    for (std::int64_t col = 0; col < matrix.cols; ++col) *out++ = static_cast<float>(matrix.code(row, col));
+    for (std::int64_t col = 0; col < matrix.cols; ++col) *out++ = static_cast<std::uint8_t>(matrix.code(row, col));
   }
   auto scales = torch::empty({matrix.rows, matrix.groups()}, torch::kFloat32);
   auto zeros = torch::empty_like(scales);
@@ -141,8 +141,8 @@ QuantizedLinear unpack(const W4Matrix& matrix, torch::Device device) {
 
 QuantizedLinear round_to_grid(const torch::Tensor& weight, const W4Scheme& scheme, torch::Tensor scales, torch::Tensor zeros) {
   const std::int64_t in = weight.size(1);
-  auto codes = torch::round(weight / expand_groups(scales, in, scheme) + expand_groups(zeros, in, scheme)).clamp(0, 15);
-  return {scheme, codes, std::move(scales), std::move(zeros)};
+  auto codes = torch::round(weight / expand_groups(scales, in, scheme) + expand_groups(zeros, in, scheme)).clamp_(0, 15);
+  return {scheme, codes.to(torch::kUInt8), std::move(scales), std::move(zeros)};
 }
 
 QuantizedLinear quantize_rtn(const torch::Tensor& weight, const W4Scheme& scheme) {

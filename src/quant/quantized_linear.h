@@ -10,7 +10,7 @@ namespace spear {
 /// w = scale * (code - zero) with code in 0..15; symmetric schemes have zero = 8.
 struct QuantizedLinear {
   W4Scheme scheme;
-  torch::Tensor codes;   ///< [out, in] float32, integers 0..15
+  torch::Tensor codes;   ///< [out, in] uint8, 0..15
   torch::Tensor scales;  ///< [out, groups] float32, values that f16 can hold; may be negative
   torch::Tensor zeros;   ///< [out, groups] float32, integers 0..15
   /// [in] int64, W4Matrix::group_index; undefined when groups follow the columns.

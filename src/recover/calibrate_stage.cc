@@ -39,14 +39,14 @@ TrainResult result_from(const nlohmann::json& notes) {
 
 void put_snapshot(TensorMap& map, const TrainableModel::Snapshot& snapshot) {
   for (std::size_t i = 0; i < snapshot.parameters.size(); ++i) map.emplace(fmt::format("best.parameter.{:05}", i), to_host(snapshot.parameters[i]));
-  for (std::size_t i = 0; i < snapshot.codes.size(); ++i) map.emplace(fmt::format("best.codes.{:05}", i), to_host(snapshot.codes[i]));
+  for (std::size_t i = 0; i < snapshot.codes.size(); ++i) map.emplace(fmt::format("best.codes.{:05}", i), bytes_to_host(snapshot.codes[i]));
 }
 
 TrainableModel::Snapshot get_snapshot(const TensorMap& map) {
   TrainableModel::Snapshot out;
   for (const auto& [name, tensor] : map) {  // names sort in order
     if (name.starts_with("best.parameter.")) out.parameters.push_back(to_torch(tensor));
-    if (name.starts_with("best.codes.")) out.codes.push_back(to_torch(tensor));
+    if (name.starts_with("best.codes.")) out.codes.push_back(bytes_to_torch(tensor));
   }
   return out;
 }

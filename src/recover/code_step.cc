@@ -23,13 +23,14 @@ inline __attribute__((always_inline)) void store(std::uint16_t* to, float v) { *
 inline __attribute__((always_inline)) void store(float* to, float v) { *to = v; }
 inline __attribute__((always_inline)) float load(const std::uint16_t* from) { return bf16_to_f32(*from); }
 inline __attribute__((always_inline)) float load(const float* from) { return *from; }
+inline __attribute__((always_inline)) float code_at(const float* latent) {
+  return std::min(std::max(std::floor(*latent + 0.5F), 0.0F), 15.0F);
+}
+inline __attribute__((always_inline)) float code_at(const std::uint8_t* code) { return *code; }
 
-template <class T>
-inline __attribute__((always_inline)) void write_each(std::int64_t n, const float* latent, float scale, float zero, T* weight) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float code = std::min(std::max(std::floor(latent[i] + 0.5F), 0.0F), 15.0F);
-    store(weight + i, (code - zero) * scale);
-  }
+template <class Latent, class T>
+inline __attribute__((always_inline)) void write_each(std::int64_t n, const Latent* latent, float scale, float zero, T* weight) {
+  for (std::int64_t i = 0; i < n; ++i) store(weight + i, (code_at(latent + i) - zero) * scale);
 }
 
 template <class T>
@@ -47,6 +48,12 @@ SPEAR_VECTOR_CLONES void write_run(std::int64_t n, const float* latent, float sc
 }
 SPEAR_VECTOR_CLONES void write_run(std::int64_t n, const float* latent, float scale, float zero, float* weight) {
   write_each(n, latent, scale, zero, weight);
+}
+SPEAR_VECTOR_CLONES void write_run(std::int64_t n, const std::uint8_t* codes, float scale, float zero, std::uint16_t* weight) {
+  write_each(n, codes, scale, zero, weight);
+}
+SPEAR_VECTOR_CLONES void write_run(std::int64_t n, const std::uint8_t* codes, float scale, float zero, float* weight) {
+  write_each(n, codes, scale, zero, weight);
 }
 SPEAR_VECTOR_CLONES void sign_run(std::int64_t n, float* latent, const std::uint16_t* gradient, float rate) {
   sign_each(n, latent, gradient, rate);
@@ -82,7 +89,10 @@ void with_elements(const torch::Tensor& tensor, Body&& body) {
 
 }  // namespace
 
-torch::Tensor nearest_codes(const torch::Tensor& latent) { return torch::floor(latent + 0.5).clamp_(0, 15); }
+torch::Tensor nearest_codes(const torch::Tensor& latent) {
+  if (latent.scalar_type() == torch::kUInt8) return latent;
+  return torch::floor(latent + 0.5).clamp_(0, 15).to(torch::kUInt8);
+}
 
 void write_weight(const LatentWeight& latent, const torch::Tensor& scales, torch::Tensor& weight) {
   torch::NoGradGuard no_grad;
@@ -92,13 +102,20 @@ void write_weight(const LatentWeight& latent, const torch::Tensor& scales, torch
     weight.copy_((nearest_codes(latent.latent) - by_column(latent.zeros)) * by_column(scales));
     return;
   }
-  const float *from = latent.latent.data_ptr<float>(), *s = scales.data_ptr<float>(), *z = latent.zeros.data_ptr<float>();
-  with_elements(weight, [&](auto* to) {
-    for_each_run(rows, cols, latent.scheme, [=](std::int64_t row, std::int64_t group, std::int64_t col, std::int64_t count) {
-      const std::int64_t at = row * cols + col;
-      write_run(count, from + at, s[row * groups + group], z[row * groups + group], to + at);
+  const float *s = scales.data_ptr<float>(), *z = latent.zeros.data_ptr<float>();
+  const auto write = [&](const auto* from) {
+    with_elements(weight, [&](auto* to) {
+      for_each_run(rows, cols, latent.scheme, [=](std::int64_t row, std::int64_t group, std::int64_t col, std::int64_t count) {
+        const std::int64_t at = row * cols + col;
+        write_run(count, from + at, s[row * groups + group], z[row * groups + group], to + at);
+      });
     });
-  });
+  };
+  if (latent.latent.scalar_type() == torch::kUInt8) {
+    write(latent.latent.data_ptr<std::uint8_t>());
+  } else {
+    write(latent.latent.data_ptr<float>());
+  }
 }
 
 void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::Tensor& weight_gradient, double rate) {

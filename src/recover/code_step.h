@@ -11,7 +11,9 @@ namespace spear {
 /// A linear's codes in training.
 struct LatentWeight {
   W4Scheme scheme;
-  torch::Tensor latent;  ///< [out, in] float32, in code units: the code is floor(latent + 0.5) in 0..15
+  /// [out, in] float32, in code units: the code is floor(latent + 0.5) in 0..15; or uint8, the codes themselves, where they
+  /// do not train.
+  torch::Tensor latent;
   torch::Tensor zeros;   ///< [out, groups] float32
   torch::Tensor group_index = {};  ///< as in QuantizedLinear
 };
@@ -27,7 +29,7 @@ void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::
 torch::Tensor log_scale_gradient(const torch::Tensor& weight_gradient, const torch::Tensor& weight, const W4Scheme& scheme,
                                  const torch::Tensor& group_index = {});
 
-/// floor(latent + 0.5) in 0..15.
+/// floor(latent + 0.5) in 0..15: uint8.
 torch::Tensor nearest_codes(const torch::Tensor& latent);
 
 }  // namespace spear

@@ -58,9 +58,9 @@ Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, std::int64
   const double embedding = static_cast<double>(config.vocab_size * config.hidden_size);
   const double layers = static_cast<double>(config.num_hidden_layers);
   const auto wide = static_cast<double>(compute_bytes);
-  // Bytes per weight: reference f32 4 and once more if it is rotated, student and its gradients as computed, codes f32 4 of
-  // the model without and with compensators each, and with codes trained targets 8 and two moments 8.
-  const double per_weight = 12 + wide + (recipe.rotation == Rotation::stream ? 4 : 0) + (recipe.tune == Tune::codes ? 16 + wide : recipe.tune == Tune::scales ? wide : 0);
+  // Bytes per weight: reference f32 4 and once more if it is rotated, student and its gradients as computed, codes of the
+  // models rounded to nearest, without and with compensators 3, and with codes trained targets 8, latents 4 and their best 1.
+  const double per_weight = 7 + wide + (recipe.rotation == Rotation::stream ? 4 : 0) + (recipe.tune == Tune::codes ? 13 + wide : recipe.tune == Tune::scales ? wide : 0);
   // Activations that one step keeps, per token and layer (inputs and outputs of the linears, f32 stream, softmax).
   const double per_token = layers * ((8 + 3 * wide) * static_cast<double>(config.hidden_size) + 5 * wide * static_cast<double>(config.intermediate_size) +
                                      2 * wide * static_cast<double>(config.q_size() + 2 * config.kv_size()) +

@@ -21,7 +21,7 @@
 namespace spear {
 namespace {
 
-constexpr int kStageVersion = 5;  ///< raised when a stage's result changes for the same inputs
+constexpr int kStageVersion = 6;  ///< raised when a stage's result changes for the same inputs
 
 Tensor int_tensor(Shape shape, const std::vector<std::int32_t>& values) {
   Tensor tensor(DType::i32, std::move(shape));
@@ -38,13 +38,13 @@ Tensor bf16_host(const torch::Tensor& tensor) {
 
 /// A quantized model as tensors of a workspace file, and back.
 void put(TensorMap& map, const std::string& name, const QuantizedLinear& q) {
-  map.emplace(name + ".codes", to_host(q.codes).to(DType::bf16));
+  map.emplace(name + ".codes", bytes_to_host(q.codes));
   map.emplace(name + ".scales", to_host(q.scales));
   map.emplace(name + ".zeros", to_host(q.zeros));
 }
 
 QuantizedLinear get(const TensorMap& map, const std::string& name, const W4Scheme& scheme, torch::Device device) {
-  return {scheme, to_torch(map.at(name + ".codes")).to(device), to_torch(map.at(name + ".scales")).to(device),
+  return {scheme, bytes_to_torch(map.at(name + ".codes")).to(device), to_torch(map.at(name + ".scales")).to(device),
           to_torch(map.at(name + ".zeros")).to(device)};
 }
 

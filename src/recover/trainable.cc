@@ -65,7 +65,8 @@ TrainableModel::TrainableModel(TorchModel& model, const std::vector<QuantizedLin
       weights_.push_back(q.values.to(device, model.compute_type()));
       continue;
     }
-    latents_.push_back({q.scheme, own(latents.empty() ? q.codes : latents[i], device), own(q.zeros, device), q.group_index});
+    const auto latent = tune == Tune::codes ? own(latents.empty() ? q.codes : latents[i], device) : q.codes.to(device).contiguous();
+    latents_.push_back({q.scheme, latent, own(q.zeros, device), q.group_index});
     base_scales_.push_back(own(q.scales, device));
     weights_.push_back(torch::empty(q.codes.sizes(), torch::TensorOptions().dtype(model.compute_type()).device(device)));
     if (tune != Tune::none) {
@@ -257,7 +258,7 @@ TrainableModel::Snapshot TrainableModel::snapshot() const {
   Snapshot out;
   for (const Parameter& p : parameters_) out.parameters.push_back(p.value.detach().clone());
   if (tune_ == Tune::codes) {
-    for (const auto& latent : latents_) out.codes.push_back(nearest_codes(latent.latent).to(torch::kUInt8));
+    for (const auto& latent : latents_) out.codes.push_back(nearest_codes(latent.latent));
   }
   return out;
 }

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string_view>
 
@@ -32,6 +33,18 @@ torch::Tensor to_torch(const LinearWeight& weight) {
 Tensor to_host(const torch::Tensor& tensor) {
   const auto host = tensor.detach().to(torch::kCPU, torch::kFloat32).contiguous();
   return Tensor::from_floats(host.sizes().vec(), {host.data_ptr<float>(), static_cast<std::size_t>(host.numel())});
+}
+
+torch::Tensor bytes_to_torch(const Tensor& tensor) {
+  const auto values = tensor.as<std::uint8_t>();
+  return torch::from_blob(const_cast<std::uint8_t*>(values.data()), tensor.shape(), torch::kUInt8).clone();
+}
+
+Tensor bytes_to_host(const torch::Tensor& tensor) {
+  const auto host = tensor.to(torch::kCPU, torch::kUInt8).contiguous();
+  Tensor out(DType::u8, host.sizes().vec());
+  std::copy_n(host.data_ptr<std::uint8_t>(), host.numel(), out.mutable_as<std::uint8_t>().begin());
+  return out;
 }
 
 std::vector<std::uint16_t> f16_bits(const torch::Tensor& tensor) { return bits_of(tensor, torch::kFloat16); }

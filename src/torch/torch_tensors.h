@@ -16,6 +16,10 @@ torch::Tensor to_torch(const LinearWeight& weight);
 /// Copy in host memory, f32.
 Tensor to_host(const torch::Tensor& tensor);
 
+/// uint8 tensors, unchanged.
+torch::Tensor bytes_to_torch(const Tensor& tensor);
+Tensor bytes_to_host(const torch::Tensor& tensor);
+
 /// f16 bits of a float tensor, flattened; the value that a file will hold.
 std::vector<std::uint16_t> f16_bits(const torch::Tensor& tensor);
 std::vector<std::uint16_t> bf16_bits(const torch::Tensor& tensor);

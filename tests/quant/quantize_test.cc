@@ -187,7 +187,7 @@ TEST(CoordinateDescentTest, NeverRaisesTheObjectiveAndEndsAtAMinimum) {
       for (std::int64_t col = 0; col < 90; ++col) {
         for (const double step : {-1.0, 1.0}) {
           auto other = q;
-          other.codes = q.codes.clone();
+          other.codes = q.codes.to(torch::kFloat32);
           other.codes.select(1, col).add_(step).clamp_(0, 15);
           EXPECT_TRUE((objective(weight, h, other) >= last * (1 - 1e-5)).all().item<bool>()) << col;
         }

@@ -245,7 +245,7 @@ TEST(CodeStepTest, GroupsThatDoNotFollowTheColumns) {
   W4Matrix matrix = testing::random_w4(rows, cols, {32, false}, 3);
   testing::shuffle_groups(matrix, 8);
   const QuantizedLinear q = unpack(matrix, torch::kCPU);
-  LatentWeight latent{q.scheme, q.codes.clone(), q.zeros, q.group_index};
+  const LatentWeight latent{q.scheme, q.codes, q.zeros, q.group_index};
   for (const auto type : {torch::kFloat32, torch::kBFloat16}) {
     auto weight = torch::empty({rows, cols}, torch::TensorOptions().dtype(type));
     write_weight(latent, q.scales, weight);
@@ -259,7 +259,7 @@ TEST(CodeStepTest, GroupsThatDoNotFollowTheColumns) {
     }
     EXPECT_LT(distance(found, expected), 1e-4 * expected.norm().item<double>());
     EXPECT_GT(distance(log_scale_gradient(gradient, weight, q.scheme), expected), 0.01 * expected.norm().item<double>());
-    LatentWeight stepped{q.scheme, q.codes.clone(), q.zeros, q.group_index};
+    LatentWeight stepped{q.scheme, q.codes.to(torch::kFloat32), q.zeros, q.group_index};
     step_codes(stepped, -q.scales, gradient, 0.25);  // the step has the scale's sign
     const auto direction = (q.codes - stepped.latent) * 4;
     const auto wanted = -gradient.to(torch::kFloat32).sign();
