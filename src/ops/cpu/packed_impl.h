@@ -153,8 +153,8 @@ SPEAR_INLINE void dot_bytes(const std::uint8_t* steps, std::int64_t stride, std:
   }
 }
 
-/// Integer weights. kBlock columns share scales and are summed in integers.
-template <int kBits, int kPlanes, int kBlock, int kT, int kP>
+/// Integer weights. kBlock columns share scales and are summed in integers; kMinima: groups have minima.
+template <int kBits, int kPlanes, int kBlock, bool kMinima, int kT, int kP>
 void integer_tile(const Tile& tile) {
   constexpr int kSums = kBits == 8 && kWidensBytes ? 1 : kPlanes;
   const PackedView& w = tile.weight;
@@ -182,10 +182,9 @@ void integer_tile(const Tile& tile) {
 #pragma GCC unroll 2
       for (int p = 0; p < kP; ++p) {
         acc[t][0][p] = zero_ints();
-        acc[t][kSums - 1][p] = zero_ints();
-        if (kBlock == kHalf && w.group_minima != nullptr) continue;
         acc[t][kSums - 1][p] =
-            w.zeros == nullptr
+            kMinima ? zero_ints()
+            : w.zeros == nullptr
                 ? shift_left < kBits == 4 ? 3 : 7 > (negative)
                 : multiply(negative, load_zeros(w.zeros + ((tile.panel + p) * w.groups + group) * kPanelRows));
       }
@@ -204,14 +203,14 @@ void integer_tile(const Tile& tile) {
       if (w.group_scales != nullptr) {
         scale = load_halves(w.group_scales + ((tile.panel + p) * w.groups + group) * kPanelRows);
       }
-      if (kBlock == kHalf && w.group_minima != nullptr) {
+      if constexpr (kMinima) {
         minimum = load_halves(w.group_minima + ((tile.panel + p) * w.groups + group) * kPanelRows);
       }
 #pragma GCC unroll 16
       for (int t = 0; t < kT; ++t) {
         const Ints joined = kSums == 1 ? acc[t][0][p] : add(shift_left<8>(acc[t][0][p]), acc[t][kSums - 1][p]);
         Floats factor = broadcast_float(scales_at[t * scale_blocks + block * kBlock / kActivationBlock]);
-        if (kBlock == kHalf && w.group_minima != nullptr) {
+        if constexpr (kMinima) {
           const Floats negative = to_floats(broadcast_int(sums_at[t * blocks + block]));
           sums[t][p] = multiply_add(multiply(negative, factor), minimum, sums[t][p]);
         }
@@ -311,8 +310,9 @@ void run_tile(const Tile& tile) {
   if constexpr (kPlanes == 0) {
     bf16_tile<kT, kP>(tile);
   } else {
-    if (tile.weight.group_size == kHalf) return integer_tile<kBits, kPlanes, kHalf, kT, kP>(tile);
-    integer_tile<kBits, kPlanes, kActivationBlock, kT, kP>(tile);
+    if (tile.weight.group_minima != nullptr) return integer_tile<kBits, kPlanes, kHalf, true, kT, kP>(tile);
+    if (tile.weight.group_size == kHalf) return integer_tile<kBits, kPlanes, kHalf, false, kT, kP>(tile);
+    integer_tile<kBits, kPlanes, kActivationBlock, false, kT, kP>(tile);
   }
 }
 

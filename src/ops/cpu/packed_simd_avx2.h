@@ -158,13 +158,10 @@ inline Floats power_of_two(Floats shifted) {
 }
 
 inline Pair load_pair(const std::uint16_t* p) {
-  const auto widen = [](std::uint16_t h) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(h) << 16;
-    float f;
-    std::memcpy(&f, &bits, sizeof f);
-    return _mm256_set1_ps(f);
-  };
-  return {widen(p[0]), widen(p[1])};
+  std::int32_t word;
+  std::memcpy(&word, p, sizeof word);
+  const __m256i both = _mm256_set1_epi32(word), high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), _mm256_castsi256_ps(_mm256_and_si256(both, high))};
 }
 inline Floats dot_bf16(Floats sum, Bytes w, Pair x) {
   const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
