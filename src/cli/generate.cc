@@ -11,7 +11,6 @@
 #include "base/progress.h"
 #include "cli/commands.h"
 #include "cli/model_options.h"
-#include "io/model_reader.h"
 #include "text/chat_template.h"
 
 namespace spear::cli {
@@ -88,7 +87,7 @@ int run(const CommonOptions& common, const ModelOptions& model_options, Options 
   apply(common);
   for (const auto& text : options.logit_bias) options.generate.sampling.logit_bias.push_back(parse_bias(text));
   options.generate.sampling.validate();
-  auto weights = std::async(std::launch::async, [&] { return read_model(model_options.model); });
+  auto weights = std::async(std::launch::async, [&] { return read_weights(model_options.model, model_options); });
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
   const auto prompt = prompt_tokens(tokenizer, options);
   CpuModel model =

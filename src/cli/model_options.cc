@@ -68,9 +68,13 @@ CpuModel make_model(ModelWeights weights, const std::string& name, bool compensa
   return model;
 }
 
+ModelWeights read_weights(const std::string& path, const ModelOptions& options) {
+  return parse_activations(options.activations) == Activations::f32 ? read_model(path) : read_backbone(path);
+}
+
 CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common,
                     const ModelOptions& options) {
-  return make_model(read_model(path), path, compensators, common, options);
+  return make_model(read_weights(path, options), path, compensators, common, options);
 }
 
 }  // namespace spear::cli

@@ -25,6 +25,10 @@ void add_kernel_options(CLI::App& command, const std::shared_ptr<ModelOptions>& 
 /// --kv-cache-dtype.
 void add_kv_cache_option(CLI::App& command, KvCacheType* type);
 
+/// Reads a model for the online plane. Linears that a GGUF file holds quantized stay so, but for the oracle a32, which wants
+/// them dense.
+ModelWeights read_weights(const std::string& path, const ModelOptions& options);
+
 /// Reads a model for the online plane and says so on stderr. Kernel options are those of `options`, the path is not.
 CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common,
                     const ModelOptions& options = {});

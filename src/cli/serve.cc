@@ -17,7 +17,6 @@
 #include "cli/serve_options.h"
 #include "engine/engine.h"
 #include "engine/model_summary.h"
-#include "io/model_reader.h"
 #include "server/server.h"
 
 namespace spear::cli {
@@ -167,7 +166,7 @@ int run(const CLI::App& command, const CommonOptions& common, const ModelOptions
     const auto more = read_keys(options.key_file);
     options.server.api_keys.insert(options.server.api_keys.end(), more.begin(), more.end());
   }
-  auto weights = std::async(std::launch::async, [&] { return read_model(model_options.model); });
+  auto weights = std::async(std::launch::async, [&] { return read_weights(model_options.model, model_options); });
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
   CpuModel model =
       make_model(weights.get(), model_options.model, wants_compensators(model_options), common, model_options);
