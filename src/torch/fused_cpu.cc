@@ -141,38 +141,72 @@ SPEAR_INLINE void rotate_impl(std::int64_t length, std::int64_t heads, std::int6
   }
 }
 
-/// Sixteen floats that the compiler keeps in registers.
-typedef float Vector __attribute__((vector_size(64), aligned(4), may_alias));  // NOLINT: `using` drops the attributes
+// Eight lanes, not sixteen: GCC takes wider vectors than the processor has apart in memory.
+typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));  // NOLINT: `using` drops the attributes
+constexpr std::int64_t kVector = 8;
 
-SPEAR_INLINE float horizontal_sum(Vector v) {
-  typedef int Index __attribute__((vector_size(64)));  // NOLINT
-  v += __builtin_shuffle(v, Index{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7});
-  v += __builtin_shuffle(v, Index{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11});
-  v += __builtin_shuffle(v, Index{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
-  v += __builtin_shuffle(v, Index{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
-  return v[0];
-}
+SPEAR_INLINE Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
+SPEAR_INLINE const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 
 SPEAR_INLINE float dot(std::int64_t n, const float* a, const float* b) {
-  Vector sum = {};
+  typedef int Index __attribute__((vector_size(32)));  // NOLINT
+  Vector low = {}, high = {};
   std::int64_t i = 0;
-  for (; i + 16 <= n; i += 16) sum += *reinterpret_cast<const Vector*>(a + i) * *reinterpret_cast<const Vector*>(b + i);
+  for (; i + 2 * kVector <= n; i += 2 * kVector) {
+    low += at(a + i) * at(b + i);
+    high += at(a + i + kVector) * at(b + i + kVector);
+  }
   float rest = 0;
   for (; i < n; ++i) rest += a[i] * b[i];
-  return horizontal_sum(sum) + rest;
+  low += high;
+  low += __builtin_shuffle(low, Index{4, 5, 6, 7, 0, 1, 2, 3});
+  low += __builtin_shuffle(low, Index{2, 3, 0, 1, 6, 7, 4, 5});
+  low += __builtin_shuffle(low, Index{1, 0, 3, 2, 5, 4, 7, 6});
+  return low[0] + rest;
+}
+
+/// sum += weights[j] * rows[j]: rows [keys, dim]. Sums stay in registers over all rows.
+SPEAR_INLINE void add_weighted(std::int64_t keys, std::int64_t dim, const float* weights, const float* rows, float* sum) {
+  std::int64_t i = 0;
+  for (; i + 4 * kVector <= dim; i += 4 * kVector) {
+    Vector s0 = at(sum + i), s1 = at(sum + i + kVector), s2 = at(sum + i + 2 * kVector), s3 = at(sum + i + 3 * kVector);
+    for (std::int64_t j = 0; j < keys; ++j) {
+      const float* const row = rows + j * dim + i;
+      s0 += weights[j] * at(row);
+      s1 += weights[j] * at(row + kVector);
+      s2 += weights[j] * at(row + 2 * kVector);
+      s3 += weights[j] * at(row + 3 * kVector);
+    }
+    at(sum + i) = s0;
+    at(sum + i + kVector) = s1;
+    at(sum + i + 2 * kVector) = s2;
+    at(sum + i + 3 * kVector) = s3;
+  }
+  for (std::int64_t j = 0; j < keys; ++j) {
+    for (std::int64_t k = i; k < dim; ++k) sum[k] += weights[j] * rows[j * dim + k];
+  }
+}
+
+SPEAR_INLINE const float* as_floats(std::int64_t, const float* rows, float*) { return rows; }
+SPEAR_INLINE const float* as_floats(std::int64_t count, const std::uint16_t* rows, float* scratch) {
+  for (std::int64_t i = 0; i < count; ++i) scratch[i] = load(rows[i]);
+  return scratch;
 }
 
 template <class T>
 SPEAR_INLINE void decode_attention_impl(std::int64_t groups, std::int64_t dim, std::int64_t seen, float scale, const T* q,
                                         const T* k, const T* v, T* out, float* scratch) {
-  float *query = scratch, *sum = query + groups * dim, *row = sum + groups * dim, *scores = row + dim;
+  float *query = scratch, *sum = query + groups * dim, *rows = sum + groups * dim, *scores = rows + kDecodeKeys * dim;
   for (std::int64_t i = 0; i < groups * dim; ++i) {
     query[i] = load(q[i]) * scale;
     sum[i] = 0;
   }
-  for (std::int64_t j = 0; j < seen; ++j, k += dim) {
-    for (std::int64_t i = 0; i < dim; ++i) row[i] = load(k[i]);
-    for (std::int64_t g = 0; g < groups; ++g) scores[g * seen + j] = dot(dim, query + g * dim, row);
+  for (std::int64_t begin = 0; begin < seen; begin += kDecodeKeys) {
+    const std::int64_t keys = seen - begin < kDecodeKeys ? seen - begin : kDecodeKeys;
+    const float* const block = as_floats(keys * dim, k + begin * dim, rows);
+    for (std::int64_t g = 0; g < groups; ++g) {
+      for (std::int64_t j = 0; j < keys; ++j) scores[g * seen + begin + j] = dot(dim, query + g * dim, block + j * dim);
+    }
   }
   for (std::int64_t g = 0; g < groups; ++g) {
     float* s = scores + g * seen;
@@ -182,12 +216,10 @@ SPEAR_INLINE void decode_attention_impl(std::int64_t groups, std::int64_t dim, s
     const float inverse = 1.0F / lane_sum(seen, [=](std::int64_t j) { return s[j]; });
     for (std::int64_t j = 0; j < seen; ++j) s[j] *= inverse;
   }
-  for (std::int64_t j = 0; j < seen; ++j, v += dim) {
-    for (std::int64_t i = 0; i < dim; ++i) row[i] = load(v[i]);
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const float p = scores[g * seen + j];
-      for (std::int64_t i = 0; i < dim; ++i) sum[g * dim + i] += p * row[i];
-    }
+  for (std::int64_t begin = 0; begin < seen; begin += kDecodeKeys) {
+    const std::int64_t keys = seen - begin < kDecodeKeys ? seen - begin : kDecodeKeys;
+    const float* const block = as_floats(keys * dim, v + begin * dim, rows);
+    for (std::int64_t g = 0; g < groups; ++g) add_weighted(keys, dim, scores + g * seen + begin, block, sum + g * dim);
   }
   for (std::int64_t i = 0; i < groups * dim; ++i) store(out[i], sum[i]);
 }

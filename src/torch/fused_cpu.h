@@ -39,8 +39,9 @@ void rotate(std::int64_t length, std::int64_t heads, std::int64_t dim, const flo
 template <class T>
 void decode_attention(std::int64_t groups, std::int64_t dim, std::int64_t seen, float scale, const T* q, const T* k,
                       const T* v, T* out, float* scratch);
+inline constexpr std::int64_t kDecodeKeys = 64;  ///< of a block, which stays in the cache for all queries of a group
 constexpr std::int64_t decode_attention_scratch(std::int64_t groups, std::int64_t dim, std::int64_t seen) {
-  return (2 * groups + 1) * dim + groups * seen;
+  return (2 * groups + kDecodeKeys) * dim + groups * seen;
 }
 
 /// KL of one row; student becomes softmax(student) − softmax(teacher).
