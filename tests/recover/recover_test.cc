@@ -144,8 +144,6 @@ const nlohmann::json& row(const nlohmann::json& manifest, const std::string& nam
 double kl_of(const nlohmann::json& manifest, const std::string& name) {
   return row(manifest, name).at("kl").at("value").get<double>();
 }
-/// Training gains a quarter of the KL of such models on average, but by chance, which differs by machine, lost 1 % once in 19.
-constexpr double kChance = 1.05;
 
 TEST_F(RecoverTest, TheCheckpointReadsBackAndKeepsTheBudget) {
   EXPECT_NO_THROW(verify_checkpoint(*folder / "whole"));
@@ -195,6 +193,7 @@ TEST_F(RecoverTest, ARotatedStreamIsMeasuredAlikeOnBothPlanes) {
   auto options = small_recovery(folder->path(), "turned");
   options.recipe.rotation = Rotation::stream;  // and the rates of the fixture, for a model this small
   options.recipe.samples.sequences = 240;      // fewer, and what training learns of them does not carry over to the text
+  options.recipe.samples.seed = 4;             // gains a quarter in either type; of 32 runs with other seeds 3 lost by chance
   options.recipe.quantizer_sequences = 120;
   const auto found = recover(options);
   EXPECT_EQ(found.at("recipe").at("rotation"), "stream");
@@ -209,23 +208,26 @@ TEST_F(RecoverTest, ARotatedStreamIsMeasuredAlikeOnBothPlanes) {
   const double kl = kl_of(found, "recovered");
   EXPECT_NEAR(evaluate(online, windows, &states).kl->value, kl, 1e-4 * kl + 1e-6);
   EXPECT_NEAR(evaluate(folded, windows, &states).kl->value, kl, 1e-2 * kl) << "as other programs get it, its embedding rounded to bf16";
-  EXPECT_LT(kl, kChance * kl_of(found, "quantized"));
+  EXPECT_LT(kl, kl_of(found, "quantized"));
 }
 
 /// One of the two is what this machine would choose by itself.
 TEST_F(RecoverTest, LinearsInEitherTypeRecover) {
+  const char* outside = std::getenv("SPEAR_FORCE_COMPUTE");
+  const std::string before = outside == nullptr ? "" : outside;
   for (const char* type : {"bfloat16", "float32"}) {
     ASSERT_EQ(setenv("SPEAR_FORCE_COMPUTE", type, 1), 0);
     auto options = small_recovery(folder->path(), type);
     options.recipe.samples.sequences = 240;  // as above
+    options.recipe.samples.seed = 4;
     options.recipe.quantizer_sequences = 120;
     const auto found = recover(options);
     EXPECT_EQ(found.at("compute"), type);
-    EXPECT_LT(kl_of(found, "recovered"), kChance * kl_of(found, "quantized"));
+    EXPECT_LT(kl_of(found, "recovered"), kl_of(found, "quantized"));
   }
   ASSERT_EQ(setenv("SPEAR_FORCE_COMPUTE", "float8", 1), 0);
   EXPECT_EQ(code_of(small_recovery(folder->path(), "float8")), ExitCode::usage);
-  unsetenv("SPEAR_FORCE_COMPUTE");
+  before.empty() ? unsetenv("SPEAR_FORCE_COMPUTE") : setenv("SPEAR_FORCE_COMPUTE", before.c_str(), 1);
 }
 
 TEST_F(RecoverTest, TheSameSeedGivesTheSameBytesAndAnotherDoesNot) {
@@ -262,7 +264,7 @@ TEST_F(RecoverTest, AModelOfAnotherFamily) {
   how.recipe.quantizer_sequences = 120;
   const auto found = recover(how);
   const double kl = kl_of(found, "recovered");
-  EXPECT_LT(kl, kChance * kl_of(found, "quantized"));
+  EXPECT_LT(kl, kl_of(found, "quantized"));
   const ModelWeights reference = read_model(model), recovered = read_model(*folder / "gemma-out");
   EXPECT_EQ(recovered.config.local_layers, reference.config.local_layers);
   EXPECT_EQ(recovered.config.embedding_scale, reference.config.embedding_scale);

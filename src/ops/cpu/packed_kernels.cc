@@ -45,13 +45,10 @@ void unpack_row(const PackedView& w, std::int64_t row, float* out) {
     const int code = w.kind == PackedKind::w8 ? step[within] : within < 4 ? step[within] & 15 : step[within - 4] >> 4;
     const std::int64_t group = w.group_size == 0 ? 0 : col / w.group_size;
     const std::int64_t at = (panel * w.groups + group) * kPanelRows + lane;
-    if (w.group_minima != nullptr) {
-      out[col] = f16_to_f32(w.group_scales[at]) * static_cast<float>(code) - f16_to_f32(w.group_minima[at]);
-      continue;
-    }
-    const int zero = w.zeros != nullptr ? w.zeros[at] : w.kind == PackedKind::w4 ? 8 : 128;
+    const bool minima = w.group_minima != nullptr;
+    const int zero = minima ? 0 : w.zeros != nullptr ? w.zeros[at] : w.kind == PackedKind::w4 ? 8 : 128;
     const float scale = w.row_scales != nullptr ? w.row_scales[row] : f16_to_f32(w.group_scales[at]);
-    out[col] = scale * static_cast<float>(code - zero);
+    out[col] = scale * static_cast<float>(code - zero) - (minima ? f16_to_f32(w.group_minima[at]) : 0.0F);
   }
 }
 

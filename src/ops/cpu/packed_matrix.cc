@@ -7,7 +7,6 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <string_view>
 
 #include "base/error.h"
 #include "ops/cpu/matrix.h"
@@ -265,12 +264,10 @@ PackedMatrix PackedMatrix::from_blocks(const BlockMatrix& matrix, const std::str
   return bf16_of(matrix.rows, matrix.cols, read, context);
 }
 
-/// Blocks of 32 that are one F16 number times integers of at most 8 bits: Q8_0, Q5_0, Q4_0.
+/// Blocks of 32 that are one F16 number times integers of at most 8 bits: Q8_0, Q5_0 (and Q4_0, which readers make a W4Matrix).
 PackedMatrix PackedMatrix::integers_of(const BlockMatrix& matrix, const PackContext& context) {
   constexpr std::uint16_t kOne = 0x3c00;  // F16
-  const bool nibbles = std::string_view(matrix.type->name) == "Q4_0";
-  PackedMatrix out(nibbles ? PackedKind::w4 : PackedKind::w8, matrix.rows, matrix.cols, kRoundedGroup, Beside::nothing,
-                   context.arena);
+  PackedMatrix out(PackedKind::w8, matrix.rows, matrix.cols, kRoundedGroup, Beside::nothing, context.arena);
   out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     thread_local std::vector<std::byte> blocks;
     thread_local std::vector<float> values;
@@ -288,7 +285,7 @@ PackedMatrix PackedMatrix::integers_of(const BlockMatrix& matrix, const PackCont
     }
     matrix.type->dequantize(blocks, values);  // with scales of 1: the integers
     codes.clear();
-    for (const float value : values) codes.push_back(static_cast<std::uint8_t>((nibbles ? 8 : 128) + static_cast<int>(value)));
+    for (const float value : values) codes.push_back(static_cast<std::uint8_t>(128 + static_cast<int>(value)));
     out.write_codes(codes.data(), lane);
   });
   return out;

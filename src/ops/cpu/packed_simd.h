@@ -1,5 +1,5 @@
 // Vectors of 16 rows for the instruction set that this translation unit is compiled for; each of the three files defines
-// the same names:
+// the same names, but for what two of them share at the end of this one:
 //
 //   Ints, Floats        16 lanes of 32 bits, one per row
 //   Bytes               16 rows x 4 unsigned codes; Quad: 4 signed activation codes, in every row
@@ -18,4 +18,18 @@
 #include "ops/cpu/packed_simd_avx2.h"
 #else
 #include "ops/cpu/packed_simd_generic.h"
+#endif
+
+#if defined(__AVX512VNNI__) || !defined(__AVX2__)
+namespace spear {
+namespace {
+
+// Sums that are begun from 32-bit ones and added to them: here they are 32-bit themselves.
+constexpr bool kWidensBytes = false;
+inline Ints begin_partial(Ints sum) { return sum; }
+inline Ints dot_nibbles(Ints sum, Bytes codes, Quad x) { return dot_bytes(sum, codes, x); }
+inline Ints end_partial(Ints, Ints partial) { return partial; }
+
+}  // namespace
+}  // namespace spear
 #endif

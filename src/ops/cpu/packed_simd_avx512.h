@@ -87,11 +87,5 @@ inline Pair load_pair(const std::uint16_t* p) {
 }
 inline Floats dot_bf16(Floats sum, Bytes w, Pair x) { return {_mm512_dpbf16_ps(sum.v, (__m512bh)w.v, (__m512bh)x.v)}; }
 
-// Sums that are begun from 32-bit ones and added to them: here they are 32-bit themselves.
-constexpr bool kWidensBytes = false;
-inline Ints begin_partial(Ints sum) { return sum; }
-inline Ints dot_nibbles(Ints sum, Bytes codes, Quad x) { return dot_bytes(sum, codes, x); }
-inline Ints end_partial(Ints, Ints partial) { return partial; }
-
 }  // namespace
 }  // namespace spear

@@ -164,11 +164,5 @@ inline Floats dot_bf16(Floats sum, Bytes w, Pair x) {
   return sum;
 }
 
-// Sums that are begun from 32-bit ones and added to them: here they are 32-bit themselves.
-constexpr bool kWidensBytes = false;
-inline Ints begin_partial(Ints sum) { return sum; }
-inline Ints dot_nibbles(Ints sum, Bytes codes, Quad x) { return dot_bytes(sum, codes, x); }
-inline Ints end_partial(Ints, Ints partial) { return partial; }
-
 }  // namespace
 }  // namespace spear
