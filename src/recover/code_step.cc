@@ -6,23 +6,15 @@
 #include <cmath>
 
 #include "quant/quantized_linear.h"
-#include "tensor/dtype.h"
+#include "tensor/elements.h"
 #include "tensor/vector_math.h"
+#include "torch/by_type.h"
 
 namespace spear {
 namespace {
 
 constexpr float kLowest = -0.49F, kHighest = 15.49F;
 
-inline __attribute__((always_inline)) std::uint16_t to_bf16(float v) {
-  const auto bits = std::bit_cast<std::uint32_t>(v);
-  return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
-}
-
-inline __attribute__((always_inline)) void store(std::uint16_t* to, float v) { *to = to_bf16(v); }
-inline __attribute__((always_inline)) void store(float* to, float v) { *to = v; }
-inline __attribute__((always_inline)) float load(const std::uint16_t* from) { return bf16_to_f32(*from); }
-inline __attribute__((always_inline)) float load(const float* from) { return *from; }
 inline __attribute__((always_inline)) float code_at(const float* latent) {
   return std::min(std::max(std::floor(*latent + 0.5F), 0.0F), 15.0F);
 }
@@ -30,13 +22,13 @@ inline __attribute__((always_inline)) float code_at(const std::uint8_t* code) { 
 
 template <class Latent, class T>
 inline __attribute__((always_inline)) void write_each(std::int64_t n, const Latent* latent, float scale, float zero, T* weight) {
-  for (std::int64_t i = 0; i < n; ++i) store(weight + i, (code_at(latent + i) - zero) * scale);
+  for (std::int64_t i = 0; i < n; ++i) elements::store(weight[i], (code_at(latent + i) - zero) * scale);
 }
 
 template <class T>
 inline __attribute__((always_inline)) void sign_each(std::int64_t n, float* latent, const T* gradient, float rate) {
   for (std::int64_t i = 0; i < n; ++i) {
-    const float g = load(gradient + i);
+    const float g = elements::load(gradient[i]);
     const float moved = latent[i] - (g > 0 ? rate : 0.0F) + (g < 0 ? rate : 0.0F);
     latent[i] = std::min(std::max(moved, kLowest), kHighest);
   }
@@ -77,16 +69,6 @@ bool fused(const torch::Tensor& tensor) {
   return tensor.is_cpu() && tensor.is_contiguous() && (tensor.scalar_type() == torch::kBFloat16 || tensor.scalar_type() == torch::kFloat32);
 }
 
-/// Calls body with the elements of a fused() tensor.
-template <class Body>
-void with_elements(const torch::Tensor& tensor, Body&& body) {
-  if (tensor.scalar_type() == torch::kBFloat16) {
-    body(static_cast<std::uint16_t*>(tensor.data_ptr()));
-  } else {
-    body(tensor.data_ptr<float>());
-  }
-}
-
 }  // namespace
 
 torch::Tensor nearest_codes(const torch::Tensor& latent) {
@@ -104,7 +86,8 @@ void write_weight(const LatentWeight& latent, const torch::Tensor& scales, torch
   }
   const float *s = scales.data_ptr<float>(), *z = latent.zeros.data_ptr<float>();
   const auto write = [&](const auto* from) {
-    with_elements(weight, [&](auto* to) {
+    by_type(weight, [&](auto tag) {
+      auto* const to = data<decltype(tag)>(weight);
       for_each_run(rows, cols, latent.scheme, [=](std::int64_t row, std::int64_t group, std::int64_t col, std::int64_t count) {
         const std::int64_t at = row * cols + col;
         write_run(count, from + at, s[row * groups + group], z[row * groups + group], to + at);
@@ -129,7 +112,8 @@ void step_codes(LatentWeight& latent, const torch::Tensor& scales, const torch::
   }
   float* position = latent.latent.data_ptr<float>();
   const float* s = scales.data_ptr<float>();
-  with_elements(weight_gradient, [&](const auto* g) {
+  by_type(weight_gradient, [&](auto tag) {
+    const auto* const g = data<decltype(tag)>(weight_gradient);
     for_each_run(rows, cols, latent.scheme, [&](std::int64_t row, std::int64_t group, std::int64_t col, std::int64_t count) {
       const auto signed_rate = static_cast<float>(s[row * groups + group] < 0 ? -rate : rate);
       sign_run(count, position + row * cols + col, g + row * cols + col, signed_rate);

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "tensor/dtype.h"
+#include "tensor/elements.h"
 #include "tensor/vector_math.h"
 
 namespace spear::fused {
@@ -10,14 +10,8 @@ namespace {
 
 #define SPEAR_INLINE inline __attribute__((always_inline))
 
-SPEAR_INLINE float load(float v) { return v; }
-SPEAR_INLINE float load(std::uint16_t v) { return bf16_to_f32(v); }
-SPEAR_INLINE void store(float& to, float v) { to = v; }
-/// Round to nearest even without the NaN branch, so that the loop vectorizes; NaN stays NaN or becomes infinity.
-SPEAR_INLINE void store(std::uint16_t& to, float v) {
-  const auto bits = std::bit_cast<std::uint32_t>(v);
-  to = static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
-}
+using elements::load;
+using elements::store;
 
 SPEAR_INLINE float sigmoid(float x) { return 1.0F / (1.0F + vector_exp(-x)); }
 

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 
+#include "torch/by_type.h"
 #include "torch/fused_cpu.h"
 
 namespace spear {
@@ -11,22 +12,6 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 using torch::autograd::Variable;
-
-template <class T>
-T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
-/// Calls body.operator()<float>() or <uint16_t>() by the tensor's type.
-template <class Body>
-void by_type(const Tensor& tensor, Body&& body) {
-  if (tensor.scalar_type() == torch::kBFloat16) {
-    body(std::uint16_t{});
-  } else {
-    TORCH_CHECK(tensor.scalar_type() == torch::kFloat32, "fused op on ", tensor.scalar_type());
-    body(float{});
-  }
-}
 
 /// Rows whose partial sums are added one after the other: results do not depend on the number of threads.
 constexpr std::int64_t kSumBlock = 256;
