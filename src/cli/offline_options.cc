@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "base/error.h"
+#include "engine/scheduler/latency_table.h"
 #include "io/model_reader.h"
 
 namespace spear::cli {
@@ -55,10 +56,12 @@ void OfflineOptions::add_recipe(CLI::App& command) {
   command.add_option("--preset", preset, "quick, standard or thorough")->capture_default_str()->group("Recipe");
   command.add_option("--scheme", scheme, "w4-channel-sym, w4-channel-asym, w4-g128-sym, ...")->capture_default_str()->group("Recipe");
   command.add_option("--quantizer", quantizer, "rtn, clip, gptq or tuned")->capture_default_str()->group("Recipe");
-  command.add_option("--rotate", rotation, "stream: quantize in a rotated basis, which rounds better and only SPEAR runs; none")->capture_default_str()->group("Recipe");
+  command.add_option("--rotate", rotation, "stream: quantize in a rotated basis, which rounds better and only SPEAR runs (default with tuned); none")->group("Recipe");
   command.add_option("--tune", tune, "what trains beside the compensators: none, scales or codes")->group("Recipe");
   command.add_option("--budget", budget, "bytes of all compensators, as a share of the model's")->capture_default_str()->group("Recipe");
   command.add_option("--placement", placement, "damage, fisher, uniform, random or trained")->group("Recipe");
+  command.add_option("--latency-table", latency_table, "what spear profile wrote for a recovered model: placement weighs microseconds, too")
+      ->type_name("FILE")->group("Recipe");
   command.add_option("--gate", gate_hidden, "hidden width of the gates; 0: static compensators")->group("Recipe");
   command.add_option("--gate-rows", gate_rows, "further projections of the input that only the gate sees")->group("Recipe");
   command.add_flag("--separate-a", separate_a, "no A shared by modules that read the same input")->group("Recipe");
@@ -110,7 +113,11 @@ RecoverOptions OfflineOptions::resolve() const {
                       "pass a compressed-tensors, GPTQ or AWQ directory or a GGUF file, or leave --backbone out");
     }
   }
-  set_rotation(recipe, parse_rotation(rotation));
+  if (!rotation.empty()) {
+    set_rotation(recipe, parse_rotation(rotation));
+  } else if (backbone.empty()) {
+    set_rotation(recipe, best_rotation(recipe, read_model_config(model)));
+  }
   if (!backbone.empty() && recipe.rotation != Rotation::none) {
     throw usage_error("a backbone stays in the basis it is in", "--rotate", "leave --rotate out, or --backbone");
   }
@@ -121,6 +128,16 @@ RecoverOptions OfflineOptions::resolve() const {
   recipe.budget = parse_budget(budget);
   recipe.seed = recipe.samples.seed = recipe.train.seed = seed;
   if (!placement.empty()) recipe.placement = parse_placement(placement);
+  if (!latency_table.empty()) {
+    if (recipe.placement == Placement::uniform || recipe.placement == Placement::random) {
+      throw usage_error(fmt::format("placement '{}' weighs nothing", name(recipe.placement)), "--latency-table", "use --placement fisher or damage");
+    }
+    const auto cost = compensator_cost(read_latency_table(latency_table));
+    if (!cost || cost->us_per_weight <= 0) {
+      throw bad_input("it does not say what compensators cost", latency_table, "measure a recovered model on a quiet machine: spear profile --model RECOVERED");
+    }
+    recipe.latency = CompensatorLatency{cost->fixed_us, cost->us_per_weight};
+  }
   if (gate_hidden) recipe.gate_hidden = *gate_hidden;
   if (gate_rows) recipe.gate_rows = *gate_rows;
   if (alpha) recipe.alpha = *alpha;

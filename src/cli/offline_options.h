@@ -16,7 +16,8 @@ struct OfflineOptions {
   std::shared_ptr<CommonOptions> common = std::make_shared<CommonOptions>();
   std::string model, backbone, out, workspace, text, calibration, command_line;
   std::string preset = "quick", scheme = "w4-channel-sym", quantizer = "tuned", budget = "1%", placement;
-  std::string rotation = "none";
+  std::string rotation;  ///< empty: what goes with the quantizer and the model
+  std::string latency_table;
   std::string tune;  ///< empty: what goes with the quantizer
   std::vector<std::string> tasks;
   std::uint64_t seed = 0;

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/progress.h"
 #include "io/model_reader.h"
 #include "recover/machine_speed.h"
@@ -42,6 +44,12 @@ void print_results(const nlohmann::json& manifest) {
                interval(gap, "log_perplexity", 1, 100), interval(gap, "kl", 1, 100));
   }
   print_bytes(manifest);
+  const auto placement = manifest.find("placement");
+  if (placement == manifest.end() || !placement->contains("without_latency")) return;
+  const auto& without = placement->at("without_latency");
+  const auto sites = [](const nlohmann::json& ranks) { return std::count_if(ranks.begin(), ranks.end(), [](const auto& rank) { return rank > 0; }); };
+  fmt::print("placed by the latency table: {} modules, {:+.1f} us per decoded token; without it {}, {:+.1f} us\n", sites(placement->at("ranks")),
+             placement->at("added_us").get<double>(), sites(without.at("ranks")), without.at("added_us").get<double>());
 }
 
 int print_plan(const RecoverOptions& options, PlannedCommand command, const CommonOptions& common) {
@@ -50,7 +58,8 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
   const Needs needs = estimate_needs(config, options.recipe, torch::elementSize(compute));
   const PlannedBytes bytes = planned_bytes(config, options.recipe);
   const double gflops = measured_gflops(compute);
-  const auto stages = planned_stages(config, options.recipe, command, options.text.empty() ? 0 : options.windows * options.context, gflops);
+  const auto stages = planned_stages(config, options.recipe, command, options.text.empty() ? 0 : options.windows * options.context, gflops,
+                                     torch::elementSize(compute));
   double seconds = 0;
   for (const PlannedStage& stage : stages) seconds += stage.seconds;
   if (common.json) {

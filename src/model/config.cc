@@ -13,6 +13,8 @@ namespace {
 /// Of the rotation's cosine transform, whose table is its square (stream_rotation.h); models have 1 to 15.
 constexpr std::int64_t kLargestOddFactor = 511;
 
+bool small_odd_factor(std::int64_t n) { return n / (n & -n) <= kLargestOddFactor; }
+
 }  // namespace
 
 void ModelConfig::validate(const std::string& where) const {
@@ -43,9 +45,9 @@ void ModelConfig::validate(const std::string& where) const {
   check(query_pre_attn_scalar >= 0, "query_pre_attn_scalar", query_pre_attn_scalar);
   check(embedding_scale > 0, "embedding_scale", embedding_scale);
   if (rotated_stream && output_norms) throw bad_input("a rotated stream beside norms of outputs", where);
-  if (rotated_stream && hidden_size / (hidden_size & -hidden_size) > kLargestOddFactor) {
+  if (rotated_stream && !small_odd_factor(hidden_size)) {
     throw bad_input(fmt::format("a rotated stream of hidden_size = {}, whose odd factor is above {}", hidden_size, kLargestOddFactor), where,
-                    "quantize this model without --rotate");
+                    "quantize this model with --rotate none");
   }
   const RopeScaling& scaling = rope_scaling;
   check(scaling.factor >= 1, "rope_scaling.factor", scaling.factor);
@@ -59,6 +61,8 @@ void ModelConfig::validate(const std::string& where) const {
   }
   positive("sliding_window", sliding_window, std::int64_t{1} << 32);
 }
+
+bool ModelConfig::can_rotate_stream() const { return !output_norms && !rotated_stream && small_odd_factor(hidden_size); }
 
 double ModelConfig::attention_scale() const {
   return 1.0 / std::sqrt(query_pre_attn_scalar > 0 ? query_pre_attn_scalar : static_cast<double>(head_dim));

@@ -57,6 +57,9 @@ struct ModelConfig {
   }
   /// Tokens that a token of this layer sees at most, itself included; 0: all before it.
   std::int64_t window(std::int64_t layer) const { return is_local(layer) ? sliding_window : 0; }
+  /// Whether model/stream_rotation.h can rotate its stream: it is not yet, no norm stands between it and what is added
+  /// to it, and the odd factor of hidden_size is small.
+  bool can_rotate_stream() const;
   double attention_scale() const;  ///< 1 / sqrt(query_pre_attn_scalar)
   /// Radians per position of each rotary pair, [head_dim / 2].
   std::vector<double> rope_frequencies(bool local) const;

@@ -129,7 +129,7 @@ ModelWeights rotate_stream(const ModelWeights& weights) {
   const ModelConfig& config = weights.config;
   if (config.output_norms) {
     throw bad_input("the stream of " + config.model_type + " cannot be rotated: norms stand between it and what is added to it",
-                    "", "leave --rotate out");
+                    "", "use --rotate none");
   }
   if (config.rotated_stream) throw bad_input("the stream of this model is rotated already");
   ModelWeights out = weights;

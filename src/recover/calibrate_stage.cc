@@ -78,7 +78,7 @@ TorchModel Stages::model_of(const std::vector<QuantizedLinear>& linears) const {
 std::vector<CompensatorShape> Stages::choose_shapes(const ModelQuantization& measured, nlohmann::json& placement,
                                                     const std::vector<double>& shares) {
   const Recipe& r = options_.recipe;
-  PlacementOptions how{r.placement, 0, r.max_rank, r.gate_hidden, r.gate_rows, r.seed};
+  PlacementOptions how{r.placement, 0, r.max_rank, r.gate_hidden, r.gate_rows, r.seed, r.latency};
   auto all = sites();
   const auto budget = static_cast<std::int64_t>(r.budget * static_cast<double>(budget_base()));
   if (r.placement != Placement::uniform && r.placement != Placement::random) {
@@ -93,7 +93,14 @@ std::vector<CompensatorShape> Stages::choose_shapes(const ModelQuantization& mea
     }
   }
   auto shapes = place_within_file(all, how, budget);
-  placement = placement_json(shapes, how, module_count(reference_.config), r.share_a);
+  const auto json = [&](const auto& placed) { return placement_json(placed, how, module_count(reference_.config), r.share_a); };
+  placement = json(shapes);
+  if (r.latency) {
+    how.latency.reset();
+    const auto without = place_within_file(all, how, budget);
+    placement["added_us"] = placed_us(all, shapes, *r.latency);
+    placement["without_latency"] = {{"ranks", json(without).at("ranks")}, {"added_us", placed_us(all, without, *r.latency)}};
+  }
   return shapes;
 }
 

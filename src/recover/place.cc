@@ -27,6 +27,12 @@ class Allocation {
     const auto limit = std::min({options_.max_rank, sites_[i].in_features, sites_[i].out_features});
     return ranks_[i] < limit && used_ + cost_of_next(i) <= options_.budget_bytes;
   }
+  /// What divides the gain of the next rank: its bytes and, if latency counts, its microseconds.
+  double price_of_next(std::size_t i) const {
+    const auto bytes = static_cast<double>(cost_of_next(i));
+    if (!options_.latency) return bytes;
+    return bytes * (options_.latency->us(sites_[i], ranks_[i] + 1) - options_.latency->us(sites_[i], ranks_[i]));
+  }
   void grow(std::size_t i) {
     used_ += cost_of_next(i);
     ++ranks_[i];
@@ -58,9 +64,9 @@ void place_by_damage(const std::vector<PlacementSite>& sites, Allocation& ranks)
       double total = 0;
       for (const double v : values) total += v * v;
       const double gain = total > 0 ? sites[i].damage * values[next] * values[next] / total : 0;
-      const double per_byte = gain / static_cast<double>(ranks.cost_of_next(i));
-      if (per_byte > best) {
-        best = per_byte;
+      const double worth = gain / ranks.price_of_next(i);
+      if (worth > best) {
+        best = worth;
         best_site = i;
       }
     }
@@ -161,6 +167,14 @@ std::vector<CompensatorShape> place_within_file(const std::vector<PlacementSite>
   }
   options.budget_bytes = fits;
   return place(sites, options);
+}
+
+double placed_us(const std::vector<PlacementSite>& sites, const std::vector<CompensatorShape>& shapes, const CompensatorLatency& latency) {
+  double us = 0;
+  for (const PlacementSite& site : sites) {
+    for (const auto& shape : shapes) us += shape.members == site.members ? latency.us(site, shape.rank) : 0;
+  }
+  return us;
 }
 
 nlohmann::json placement_json(const std::vector<CompensatorShape>& shapes, const PlacementOptions& options, int modules, bool share_a) {

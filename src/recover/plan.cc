@@ -46,6 +46,7 @@ struct Work {
 // 198, 42, 166, 82, 49, 172 and 180 s; diagnosis and evaluation from slower cores (docs/formats.md), scaled as times are.
 constexpr double kDecode = 3.6e-12, kDecodeAttention = 7.0e-11, kStates = 3.5e-12, kQuantize = 4.8e-12,
                  kDiagnose = 2.9e-12, kTrain = 4.5e-12, kEvaluate = 4.4e-12;
+constexpr double kFloat32 = 1.6;  // the same preset on two Zen 3 cores: what is no product moves twice the bytes
 constexpr double kRows = 4;  // of the table: reference, RTN, quantized, recovered
 
 }  // namespace
@@ -98,7 +99,7 @@ PlannedBytes planned_bytes(const ModelConfig& config, const Recipe& recipe) {
 }
 
 std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe& recipe, PlannedCommand command,
-                                         std::int64_t text_tokens, double gflops) {
+                                         std::int64_t text_tokens, double gflops, std::int64_t compute_bytes) {
   const Work work(config);
   const auto tokens_of = [](std::int64_t sequences, std::int64_t length) { return static_cast<double>(sequences * length); };
   const double sampled = tokens_of(recipe.samples.sequences, recipe.samples.length);
@@ -120,8 +121,8 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
                       sampling(quantizer_tokens, recipe.quantizer_length)});
   }
   stages.push_back({"quantize", recipe.quantizer, chain ? quantizing : 0.02 * quantizing});
-  const auto scaled = [gflops](std::vector<PlannedStage> all) {
-    for (PlannedStage& stage : all) stage.seconds *= kPlannedGflops / gflops;
+  const auto scaled = [gflops, compute_bytes](std::vector<PlannedStage> all) {
+    for (PlannedStage& stage : all) stage.seconds *= kPlannedGflops / gflops * (compute_bytes > 2 ? kFloat32 : 1.0);
     return all;
   };
   if (!recovers) return scaled(std::move(stages));

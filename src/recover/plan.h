@@ -30,9 +30,9 @@ struct PlannedStage {
 enum class PlannedCommand { recover, quantize };
 /// Of the machine that planned times are scaled from: two Zen 4 cores.
 inline constexpr double kPlannedGflops = 250;
-/// Time per stage on a machine with products of linears at `gflops` (machine_speed.h). `text_tokens`: of the text that is
+/// Time per stage on a machine with products of linears at `gflops` (machine_speed.h) in a type of `compute_bytes`. `text_tokens`: of the text that is
 /// measured on, 0 for held-out samples.
 std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe& recipe, PlannedCommand command,
-                                         std::int64_t text_tokens, double gflops = kPlannedGflops);
+                                         std::int64_t text_tokens, double gflops = kPlannedGflops, std::int64_t compute_bytes = 2);
 
 }  // namespace spear

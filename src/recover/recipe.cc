@@ -30,7 +30,7 @@ Recipe preset_recipe(std::string_view preset) {
     recipe.train.steps = 48;
     recipe.train.evaluations = 1;
   } else if (preset == "standard") {
-    recipe.samples = {.sequences = 220, .length = 1024, .batch = 80, .seed = 0};
+    recipe.samples = {.length = 1024, .batch = 80, .seed = 0};
     recipe.held_out_sequences = 20;
     recipe.quantizer_sequences = 1280;
     recipe.quantizer_length = 128;
@@ -76,8 +76,13 @@ void set_quantizer(Recipe& recipe, std::string_view quantizer) {
   // Frozen rounding leaves more to do, and more passes over the same tokens still help it (docs/algorithm.md).
   const bool simple = quantizer == "rtn" || quantizer == "clip";
   if (recipe.preset == "standard") recipe.train.steps = simple ? 700 : 380;
+  recipe.gate_hidden = simple ? 8 : 0;  // behind the other quantizers gates gained nothing
   recipe.placement = Placement::fisher;
   set_tune(recipe, Tune::scales);
+}
+
+Rotation best_rotation(const Recipe& recipe, const ModelConfig& config) {
+  return recipe.quantizer == "tuned" && config.can_rotate_stream() ? Rotation::stream : Rotation::none;
 }
 
 void set_rotation(Recipe& recipe, Rotation rotation) {
@@ -89,6 +94,8 @@ void set_tune(Recipe& recipe, Tune tune) {
   recipe.tune = tune;
   const bool simple = recipe.quantizer == "rtn" || recipe.quantizer == "clip";
   auto& rates = recipe.train.rates;
+  // Many parameters with far to go over-fit 200 sequences (docs/algorithm.md).
+  if (recipe.preset == "standard") recipe.samples.sequences = simple && tune == Tune::scales ? 460 : 220;
   rates.codes = 3e-3;
   rates.groups[at(ParameterGroup::factors)] = simple ? (tune == Tune::none ? 3e-3 : 2e-3) : recipe.preset == "quick" ? 1e-3 : 5e-4;
   rates.groups[at(ParameterGroup::gate)] = 3e-3;
@@ -130,6 +137,8 @@ nlohmann::json to_json(const Recipe& recipe) {
           {"quantizer_length", recipe.quantizer_length},
           {"placement", name(recipe.placement)},
           {"share_a", recipe.share_a},
+          {"latency", recipe.latency ? nlohmann::json{{"fixed_us", recipe.latency->fixed_us}, {"us_per_weight", recipe.latency->us_per_weight}}
+                                     : nlohmann::json(nullptr)},
           {"wide_rank", recipe.wide_rank},
           {"wide_steps", recipe.wide_steps},
           {"alpha", recipe.alpha},

@@ -31,9 +31,10 @@ struct Recipe {
   DiagnoseOptions diagnose;
   Placement placement = Placement::uniform;
   bool share_a = true;
-  std::int64_t gate_hidden = 0, gate_rows = 0;  ///< gates are off: they gained nothing (docs/algorithm.md)
+  std::int64_t gate_hidden = 0, gate_rows = 0;  ///< hidden 0: no gates
   double alpha = 0.6, rho = 0.6;                ///< of the chain (model_quantizer.h)
   std::int64_t max_rank = 16;
+  std::optional<CompensatorLatency> latency;  ///< placement weighs microseconds, too
   std::int64_t wide_rank = 8, wide_steps = 50;  ///< of Placement::trained: trained everywhere before it is cut
   double code_margin = 0.4;  ///< latents start at most this far from their code, towards the target; 0.5: the cell's edge
   TrainOptions train;
@@ -46,8 +47,10 @@ Rotation parse_rotation(std::string_view text);  ///< "none", "stream"
 const char* name(Rotation rotation);
 Tune parse_tune(std::string_view text);  ///< "none", "scales", "codes"
 const char* name(Tune tune);
-/// "rtn", "clip", "gptq", "tuned"; sets what the preset has measured as best with it (rates, steps, placement).
+/// "rtn", "clip", "gptq", "tuned"; sets what the preset has measured as best with it (gates, rates, steps, placement).
 void set_quantizer(Recipe& recipe, std::string_view quantizer);
+/// Which basis measured best behind the recipe's quantizer, of those that this model can be in.
+Rotation best_rotation(const Recipe& recipe, const ModelConfig& config);
 /// Sets the basis and the rates that go with it; call after set_quantizer.
 void set_rotation(Recipe& recipe, Rotation rotation);
 /// Sets what trains and the rates that go with it; call after set_quantizer and set_rotation.

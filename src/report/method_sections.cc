@@ -182,6 +182,11 @@ std::string compensators_section(const ManifestField& manifest) {
       lead += *shared ? "; modules with the same input share A" : "; every module has an A of its own";
     }
     lead += ".";
+    const auto added = placement["added_us"].number(), before = placement["without_latency"]["added_us"].number();
+    if (added && before) {
+      lead += fmt::format(" Microseconds weighed, too: by the latency table they add {:.1f} \u00b5s to a decoded token, {:.1f} where bytes alone decide.",
+                          *added, *before);
+    }
   }
   const std::string maps =
       html::figure("Rank", charts::module_heatmap(ranks, {.print_values = true}), "number in each cell") +

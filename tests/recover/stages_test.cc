@@ -9,6 +9,7 @@
 #include "recover/code_step.h"
 #include "recover/diagnose.h"
 #include "recover/place.h"
+#include "recover/recipe.h"
 #include "recover/train.h"
 #include "torch/fused_ops.h"
 #include "torch/tensors.h"
@@ -245,6 +246,41 @@ TEST(PlacementTest, DamageDecidesAndGreedyIsTheOptimum) {
   }
   sites[1].damage = 0;
   for (const auto& shape : place(sites, {Placement::damage, 1 << 20, 4, 0, 0, 0})) EXPECT_NE(shape.members[0].index, 1);
+}
+
+TEST(PlacementTest, MicrosecondsMoveRanksWithinTheBudget) {
+  const auto sites = random_sites(true);
+  PlacementOptions options{Placement::fisher, 0, 16, 0, 0, 0};
+  const auto by_bytes = place_within_file(sites, options, 6000);
+  const CompensatorLatency latency{50, 1e-3};  // a site costs more than its ranks: few sites, high ranks
+  options.latency = latency;
+  const auto by_both = place_within_file(sites, options, 6000);
+  EXPECT_LE(placed_bytes(sites, by_both), options.budget_bytes);
+  EXPECT_LT(by_both.size(), by_bytes.size());
+  EXPECT_LT(placed_us(sites, by_both, latency), placed_us(sites, by_bytes, latency));
+  EXPECT_EQ(placed_us(sites, {}, latency), 0);
+  EXPECT_NEAR(placed_us(sites, {{sites[0].members, 2, 0, 0}}, latency),
+              50 + 2e-3 * static_cast<double>(sites[0].in_features + sites[0].out_features), 1e-9);
+}
+
+TEST(RecipeTest, DefaultsFollowTheQuantizerAndTheModel) {
+  ModelConfig config = testing::random_model().config;
+  Recipe recipe = preset_recipe("standard");
+  EXPECT_EQ(recipe.gate_hidden, 0);
+  EXPECT_EQ(best_rotation(recipe, config), Rotation::stream);
+  config.output_norms = true;
+  EXPECT_EQ(best_rotation(recipe, config), Rotation::none) << "Gemma 3";
+  config.output_norms = false;
+  config.hidden_size = 2 * 513;
+  EXPECT_EQ(best_rotation(recipe, config), Rotation::none);
+  config.hidden_size = 576;
+  const std::int64_t sequences = recipe.samples.sequences;
+  set_quantizer(recipe, "rtn");
+  EXPECT_EQ(best_rotation(recipe, config), Rotation::none);
+  EXPECT_GT(recipe.gate_hidden, 0);
+  EXPECT_GT(recipe.samples.sequences, sequences) << "scales train, too";
+  set_tune(recipe, Tune::none);
+  EXPECT_EQ(recipe.samples.sequences, sequences);
 }
 
 TEST(PlacementTest, UniformIsEvenAndRandomFollowsItsSeed) {
