@@ -25,7 +25,11 @@ CpuModel load(const CommonOptions& common, const ModelOptions& model, Options& o
   if (model.model.empty() == options.shape.empty()) {
     throw usage_error("nothing to measure, or two things", "bench", "give either --model PATH or --shape NAME");
   }
-  if (!model.model.empty()) return load_model(model.model, true, common, model);
+  if (!model.model.empty()) {
+    CpuModel loaded = load_model(model.model, true, common, model);
+    use_measured_kernels(loaded, model);
+    return loaded;
+  }
   options.random.scheme = parse_scheme(options.scheme);
   return make_model(random_weights(shape_config(options.shape, options.vocabulary), options.random), options.shape,
                     true, common, model);

@@ -92,6 +92,7 @@ int run(const CommonOptions& common, const ModelOptions& model_options, Options 
   const auto prompt = prompt_tokens(tokenizer, options);
   CpuModel model =
       make_model(weights.get(), model_options.model, wants_compensators(model_options), common, model_options);
+  use_measured_kernels(model, model_options);
   for (const std::int32_t id : tokenizer.named().end) options.generate.eos_token_ids.push_back(id);
 
   const auto print = [](std::string_view text) {

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/progress.h"
 #include "engine/model_summary.h"
+#include "engine/profile.h"
 #include "io/model_reader.h"
 
 namespace spear::cli {
@@ -75,6 +76,11 @@ ModelWeights read_weights(const std::string& path, const ModelOptions& options) 
 CpuModel load_model(const std::string& path, bool compensators, const CommonOptions& common,
                     const ModelOptions& options) {
   return make_model(read_weights(path, options), path, compensators, common, options);
+}
+
+void use_measured_kernels(CpuModel& model, const ModelOptions& options) {
+  const LatencyKey key = latency_key(model, options.kv_cache_type, options.head_type, SPEAR_VERSION);
+  if (const auto table = find_latency_table(options.model, key)) model.set_fusion_table(FusionTable(table->kernels));
 }
 
 }  // namespace spear::cli

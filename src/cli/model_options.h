@@ -36,6 +36,9 @@ CpuModel load_model(const std::string& path, bool compensators, const CommonOpti
 CpuModel make_model(ModelWeights weights, const std::string& name, bool compensators, const CommonOptions& common,
                     const ModelOptions& options);
 
+/// Takes the ways of fusing that `spear profile` measured for this model on this machine, if it did.
+void use_measured_kernels(CpuModel& model, const ModelOptions& options);
+
 inline bool wants_compensators(const ModelOptions& options) { return options.compensators == "on"; }
 
 }  // namespace spear::cli

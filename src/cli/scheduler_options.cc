@@ -58,6 +58,7 @@ std::optional<LatencyModel> prepare_scheduler(SchedulingOptions& options, CpuMod
     }
   }
   if (table) {
+    model.set_fusion_table(FusionTable(table->kernels));
     log::info("scheduler: objectives are kept by a latency table of {}, {:.0f} % off at p90", table->created,
               100 * table->error_quantile(0.9));
     return LatencyModel(std::move(*table), true, options.margin);

@@ -4,42 +4,28 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstring>
 #include <ctime>
 
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/random.h"
 #include "base/resources.h"
+#include "engine/fusion_profile.h"
 #include "engine/scheduler/compensator_order.h"
-#include "ops/cpu/paged_kv_cache.h"
+#include "engine/step_timer.h"
 
 namespace spear {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-constexpr std::int64_t kShortContext = 32;      // of the base's decodes
-constexpr std::int64_t kLogitRows = 32;         // as in the engine
-constexpr std::int64_t kPoolBytes = 256 << 20;  // of cache that contexts are laid over: more than processors cache
 constexpr std::size_t kEnough = 40;             // measurements of a step
-constexpr double kCompensatorShare = 0.3;       // of the time
+constexpr double kCompensatorShare = 0.3, kKernelShare = 0.2;  // of the time
 
-/// A step to measure: `decodes` behind `context` tokens each, and a chunk.
-struct Step {
-  std::int64_t decodes = 0, context = kShortContext, prefill = 0, prefill_context = 0;
-  double density = 1;
+/// A step to measure, and what was measured.
+struct Step : TimedStep {
   std::vector<double> ms = {};
   double spent = 0;
 
-  StepShape shape() const {
-    return {decodes, decodes * context, prefill, static_cast<double>(prefill_context), density};
-  }
-  double median() const {
-    std::vector<double> sorted = ms;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted.empty() ? 0.0 : (sorted[(sorted.size() - 1) / 2] + sorted[sorted.size() / 2]) / 2;
-  }
+  double median() const { return spear::median(ms); }
 };
 
 std::vector<double> nodes_up_to(std::initializer_list<std::int64_t> nodes, std::int64_t most) {
@@ -54,64 +40,15 @@ std::vector<double> nodes_up_to(std::initializer_list<std::int64_t> nodes, std::
 class Profiler {
  public:
   Profiler(CpuModel& model, const ProfileOptions& options)
-      : model_(model), options_(options), random_(options.seed), size_(model.block_size()) {
-    max_context_ = std::min(options.max_context, model.config().max_position_embeddings - options.max_chunk - 1);
-    max_context_ = std::max<std::int64_t>(max_context_ / size_ * size_, 0);
-    const std::int64_t wanted = (options.max_decodes + 1) * (max_context_ / size_ + 1);
-    const std::int64_t block_bytes = model.block_bytes(options.kv_cache_type);
-    pool_ = std::max(std::min(wanted, kPoolBytes / block_bytes), max_context_ / size_ + 2);
-    const std::int64_t blocks = pool_ + options.max_decodes + options.max_chunk / size_ + 2;
-    cache_ = model.make_paged_cache(blocks, options.kv_cache_type);
-    // Pages that were never written are one page of zeros: attention would find all of it in the nearest cache.
-    auto& paged = dynamic_cast<CpuPagedKvCache&>(*cache_);
-    std::memset(paged.block(0, 0, 0), 0, static_cast<std::size_t>(paged.bytes()));
-  }
+      : options_(options), timer_(model, options.kv_cache_type, {options.max_decodes, options.max_chunk, options.max_context}, options.seed) {}
 
-  std::int64_t max_context() const { return max_context_; }
-
-  /// Milliseconds of one step, logits included.
-  double run(const Step& step) {
-    tokens_.resize(static_cast<std::size_t>(step.decodes + step.prefill));
-    for (auto& token : tokens_) {
-      token = static_cast<std::int32_t>(random_.below(static_cast<std::uint64_t>(model_.config().vocab_size)));
-    }
-    tables_.assign(static_cast<std::size_t>(step.decodes + (step.prefill > 0 ? 1 : 0)), {});
-    chunks_.clear();
-    std::int64_t own = pool_, shared = 0;
-    const auto table = [&](std::vector<std::int32_t>& blocks, std::int64_t context, std::int64_t tokens) {
-      for (std::int64_t i = 0; i < context / size_; ++i) blocks.push_back(static_cast<std::int32_t>(shared++ % pool_));
-      for (std::int64_t held = context / size_ * size_; held < context + tokens; held += size_) {
-        blocks.push_back(static_cast<std::int32_t>(own++));
-      }
-    };
-    for (std::int64_t i = 0; i < step.decodes; ++i) {
-      auto& blocks = tables_[static_cast<std::size_t>(i)];
-      table(blocks, step.context, 1);
-      chunks_.push_back({std::span(tokens_).subspan(static_cast<std::size_t>(i), 1), step.context, blocks});
-    }
-    if (step.prefill > 0) {
-      table(tables_.back(), step.prefill_context, step.prefill);
-      chunks_.push_back(
-          {std::span(tokens_).last(static_cast<std::size_t>(step.prefill)), step.prefill_context, tables_.back()});
-    }
-    model_.set_compensator_density(step.density);
-    const auto start = Clock::now();
-    const auto hidden = model_.step(chunks_, *cache_);
-    const auto width = static_cast<std::size_t>(model_.config().hidden_size);
-    const std::int64_t rows = step.decodes + (step.prefill > 0 ? 1 : 0);
-    logits_.resize(static_cast<std::size_t>(std::min(rows, kLogitRows) * model_.config().vocab_size));
-    for (std::int64_t row = 0; row < rows; row += kLogitRows) {
-      const auto count = static_cast<std::size_t>(std::min(kLogitRows, rows - row));
-      const auto of = hidden.subspan(static_cast<std::size_t>(row) * width, count * width);
-      model_.logits(of, std::span(logits_).first(count * static_cast<std::size_t>(model_.config().vocab_size)));
-    }
-    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-  }
+  std::int64_t max_context() const { return timer_.max_context(); }
+  Random& random() { return timer_.random(); }
 
   /// Every step gets about the same time: short ones, which jitter most, are measured most often.
   void measure(std::span<Step> steps, double seconds) {
     double spent = 0;
-    for (Step& step : steps) run(step);  // pages, caches, buffers
+    for (Step& step : steps) timer_.run(step);  // pages, caches, buffers
     while (true) {
       if (interrupted()) throw Error(ExitCode::interrupted, "interrupted", "profile", "");
       Step* next = nullptr;
@@ -121,7 +58,7 @@ class Profiler {
         if (next == nullptr || step.spent < next->spent) next = &step;
       }
       if (next == nullptr) return;
-      next->ms.push_back(run(*next));
+      next->ms.push_back(timer_.run(*next));
       next->spent += next->ms.back() * 1e-3;
       spent += next->ms.back() * 1e-3;
     }
@@ -136,7 +73,7 @@ class Profiler {
       (count <= options_.max_decodes ? step.decodes : step.prefill) = count;
       std::vector<std::vector<double>> added(densities.size());
       double spent = 0;
-      run(step);
+      timer_.run(step);
       while (added[0].size() < 3 || (spent < seconds / static_cast<double>(rows.size()) && added[0].size() < 400)) {
         if (interrupted()) throw Error(ExitCode::interrupted, "interrupted", "profile", "");
         double none = 0;
@@ -144,7 +81,7 @@ class Profiler {
           // Forth and back again: what drifts cancels.
           const std::size_t i = added[0].size() % 2 == 0 ? k : (densities.size() - k) % densities.size();
           step.density = densities[i];
-          const double ms = run(step);
+          const double ms = timer_.run(step);
           spent += ms * 1e-3;
           if (i == 0) none = ms;
           added[i].push_back(ms - none);
@@ -159,18 +96,9 @@ class Profiler {
     return grid;
   }
 
-  Random& random() { return random_; }
-
  private:
-  CpuModel& model_;
   const ProfileOptions& options_;
-  Random random_;
-  std::int64_t size_, max_context_ = 0, pool_ = 0;
-  std::unique_ptr<PagedKvCache> cache_;
-  std::vector<std::int32_t> tokens_;
-  std::vector<std::vector<std::int32_t>> tables_;
-  std::vector<SequenceChunk> chunks_;
-  std::vector<float> logits_;
+  StepTimer timer_;
 };
 
 LatencyGrid grid_of(std::vector<double> x, std::vector<double> y) {
@@ -226,8 +154,13 @@ LatencyTable profile(CpuModel& model, const ProfileOptions& options,
     if (progress) progress(text);
   };
   const bool has_compensators = compensator_bytes(model.weights()) > 0;
-  Profiler profiler(model, options);
   LatencyTable table;
+  if (has_compensators) {
+    say("kernels: each way of fusing a compensator by turns");
+    table.kernels = profile_fusion(model, options, kKernelShare * options.seconds);
+    model.set_fusion_table(FusionTable(table.kernels));
+  }
+  Profiler profiler(model, options);
   table.created = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
   table.base = grid_of(nodes_up_to({0, 1, 2, 4, 8, 16}, options.max_decodes),
                        nodes_up_to({0, 1, 8, 16, 32, 64, 128, 256}, options.max_chunk));
@@ -235,7 +168,7 @@ LatencyTable profile(CpuModel& model, const ProfileOptions& options,
   const auto chunks = nodes_up_to({1, 32, 128}, options.max_chunk);
   const double context = static_cast<double>(profiler.max_context());
   table.decode_context =
-      grid_of(decodes, nodes_up_to({kShortContext, 256, 1024}, std::max(profiler.max_context(), kShortContext + 1)));
+      grid_of(decodes, nodes_up_to({TimedStep::kShortContext, 256, 1024}, std::max(profiler.max_context(), TimedStep::kShortContext + 1)));
   table.prefill_context =
       grid_of(chunks, context > 0 ? nodes_up_to({0, 512}, profiler.max_context()) : std::vector<double>{0});
 
@@ -252,7 +185,7 @@ LatencyTable profile(CpuModel& model, const ProfileOptions& options,
   const auto integer = [](double value) { return static_cast<std::int64_t>(value); };
   for (const double b : table.base.x) {
     for (const double p : table.base.y) {
-      if (b + p > 0) add(integer(b), kShortContext, integer(p), 0);
+      if (b + p > 0) add(integer(b), TimedStep::kShortContext, integer(p), 0);
     }
   }
   for (const double b : table.decode_context.x) {
@@ -265,7 +198,8 @@ LatencyTable profile(CpuModel& model, const ProfileOptions& options,
   for (Step& step : random_steps(profiler, options, has_compensators)) steps.push_back(std::move(step));
   const double compensator_seconds = has_compensators ? kCompensatorShare * options.seconds : 0.0;
   say(fmt::format("{} steps for the table, {} to check it", nodes, steps.size() - nodes));
-  profiler.measure(steps, options.seconds - compensator_seconds);
+  const double kernel_seconds = has_compensators ? kKernelShare * options.seconds : 0.0;
+  profiler.measure(steps, options.seconds - compensator_seconds - kernel_seconds);
 
   std::size_t i = 0;
   for (double& value : table.base.value) value = &value == table.base.value.data() ? 0.0 : steps[i++].median();

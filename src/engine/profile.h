@@ -23,7 +23,8 @@ struct ProfileOptions {
 LatencyKey latency_key(const CpuModel& model, KvCacheType kv_cache_type, const std::string& head_type,
                        const std::string& build);
 
-/// The key is left to the caller. Compensators must be on, their order set; they are on at full density afterwards.
+/// The key is left to the caller. The ways of fusing that the kernels' part of it finds best are the model's from then on,
+/// steps are timed with them. Compensators must be on, their order set; they are on at full density afterwards.
 /// `progress` hears of each phase. Throws Error(usage) for sizes below 1.
 LatencyTable profile(CpuModel& model, const ProfileOptions& options,
                      const std::function<void(const std::string&)>& progress = {});

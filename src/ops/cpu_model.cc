@@ -129,6 +129,8 @@ void CpuModel::set_compensator_order(std::vector<int> modules) {
   state_->compensator_order = std::move(modules);
 }
 
+void CpuModel::set_fusion_table(FusionTable table) { state_->ops.fused().set_table(std::move(table)); }
+void CpuModel::set_fusion_probe(FusionProbe* probe) { state_->ops.fused().set_probe(probe); }
 void CpuModel::set_observer(ActivationObserver observer) { state_->ops.set_observer(std::move(observer)); }
 std::string_view CpuModel::isa() const { return state_->kernels.isa; }
 int CpuModel::threads() const { return state_->pool->size(); }

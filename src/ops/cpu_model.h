@@ -11,8 +11,11 @@
 #include "model/forward_model.h"
 #include "model/paged_model.h"
 #include "model/weights.h"
+#include "ops/cpu/fusion_table.h"
 
 namespace spear {
+
+struct FusionProbe;  // ops/cpu/fused_linear.h
 
 /// What linears take as input; norms, attention and residuals are float32 always.
 enum class Activations {
@@ -69,6 +72,9 @@ class CpuModel final : public ForwardModel, public PagedModel {
   void set_compensator_order(std::vector<int> modules);
   /// That part of the modules, rounded up, while compensators are on. Nothing is allocated or moved.
   void set_compensator_density(double density) override;
+  /// Which way of fusing a compensator each shape and number of tokens takes; no result depends on it.
+  void set_fusion_table(FusionTable table);
+  void set_fusion_probe(FusionProbe* probe);       ///< sees every 4-bit operation from now on; nullptr: nobody does
   void set_observer(ActivationObserver observer);  ///< an empty one listens to nothing
   KvCacheType kv_cache_type() const;  ///< of hidden_states()
   std::string_view isa() const;                    ///< "generic", "avx2", "avx512"

@@ -294,6 +294,7 @@ TEST_F(CliTest, ProfileMeasuresATableThatSimulateReads) {
   const json measured = json::parse(run.out);
   EXPECT_EQ(measured.at("schema"), "spear.latency/1");
   EXPECT_EQ(measured.at("held_out").size(), 24U);
+  EXPECT_FALSE(measured.at("kernels").empty());
   EXPECT_EQ(spear("profile --quiet --model " + model() + small + "--out " + table).code, 0);  // its own is replaced
   EXPECT_EQ(spear("profile --quiet --model " + model() + small + "--out " + text().string()).code, 2);
 
@@ -306,6 +307,22 @@ TEST_F(CliTest, ProfileMeasuresATableThatSimulateReads) {
   EXPECT_THAT(spear("simulate --quiet --table " + table + load).out, HasSubstr("attainment"));
   EXPECT_EQ(spear("simulate --table " + text().string() + load).code, 3);
   EXPECT_EQ(spear("simulate --table " + table + " --policies fast").code, 2);
+}
+
+TEST_F(CliTest, ProfileOfKernelsSaysWhatFixedChoicesLose) {
+  const std::string small = " --kernels --seconds 0.05 --max-num-seqs 2 --max-chunk 16 --threads 1 ";
+  const Outcome run = spear("profile --json --model " + model() + small);
+  ASSERT_EQ(run.code, 0) << run.err;
+  const json measured = json::parse(run.out);
+  EXPECT_EQ(measured.at("schema"), "spear.kernels/1");
+  EXPECT_EQ(measured.at("steps").size(), 5U);  // 1, 2, 4, 8, 16 tokens
+  for (const char* way : {"late", "early", "separate"}) EXPECT_TRUE(measured.at("steps")[0].at("loss_us").contains(way));
+  const Outcome table = spear("profile --quiet --model " + model() + small);
+  EXPECT_THAT(table.out, HasSubstr("each fixed choice would lose"));
+  EXPECT_EQ(spear("profile --activations a32 --model " + model() + small).code, 2);
+  for (const auto& entry : fs::directory_iterator(model())) {
+    EXPECT_THAT(entry.path().filename().string(), Not(HasSubstr("latency"))) << "nothing is written";
+  }
 }
 
 TEST_F(CliTest, EvalOnTasks) {

@@ -96,8 +96,41 @@ TEST(LatencyTest, DamagedFilesAreRefused) {
   EXPECT_TRUE(refused("/compensators/x", json(std::vector<int>(100'000, 1))));
   EXPECT_TRUE(refused("/held_out/0/density", nullptr));
   EXPECT_TRUE(refused("/module_us", "none"));
+  EXPECT_TRUE(refused("/kernels", 1));
+  EXPECT_TRUE(refused("/kernels/0/rows", -5));
+  EXPECT_TRUE(refused("/kernels/1/early_us", nullptr));
+  json older = good;
+  older.erase("kernels");
+  EXPECT_TRUE(parse_latency_table(older, "t").kernels.empty());
   EXPECT_THROW(parse_latency_table(json::array(), "t"), Error);
   EXPECT_THROW(parse_latency_table(json::object(), "t"), Error);
+}
+
+TEST(LatencyTest, KernelsChooseAWayOfFusingAndPriceCompensators) {
+  const LatencyTable table = synthetic_table();
+  const FusionTable choices(table.kernels);
+  EXPECT_EQ(choices.at({100, 200, 3}, 1), Fusion::late);
+  EXPECT_EQ(choices.at({100, 200, 3}, 20), Fusion::early) << "what is usual, where others win by noise";
+  EXPECT_EQ(choices.at({100, 200, 3}, 63), Fusion::early);
+  EXPECT_EQ(choices.at({100, 200, 3}, 100), Fusion::separate);
+  EXPECT_EQ(choices.at({100, 200, 3}, 500), Fusion::early) << "256 tokens were not measured";
+  EXPECT_EQ(choices.at({100, 200, 2}, 500), Fusion::early) << "not measured";
+  const auto cost = compensator_cost(table);
+  ASSERT_TRUE(cost);
+  EXPECT_NEAR(cost->fixed_us, 2, 1e-9);
+  EXPECT_NEAR(cost->us_per_weight, 1e-3, 1e-12);
+  LatencyTable one = table;  // of a single rank: no line, but a slope
+  one.kernels.resize(1);
+  ASSERT_TRUE(compensator_cost(one));
+  EXPECT_EQ(compensator_cost(one)->fixed_us, 0);
+  EXPECT_NEAR(compensator_cost(one)->us_per_weight, 2.3 / 300, 1e-9);
+  LatencyTable falling = table;  // by noise, a higher rank looks cheaper
+  falling.kernels[3].fused_us = {11, 20, 30};
+  ASSERT_TRUE(compensator_cost(falling));
+  EXPECT_GE(compensator_cost(falling)->us_per_weight, 0);
+  EXPECT_NEAR(compensator_cost(falling)->fixed_us, (2.3 + 1) / 2, 1e-9);
+  one.kernels.clear();
+  EXPECT_FALSE(compensator_cost(one));
 }
 
 TEST(LatencyTest, FactorsFollowWhatStepsTake) {

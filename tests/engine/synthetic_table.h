@@ -24,6 +24,13 @@ inline LatencyTable synthetic_table() {
   fill(table.compensators, {0, 1}, {1, 1024}, [](double d, double rows) { return d * (1 + 0.05 * rows); });
   table.module_us = {1, 2, 3};
   table.held_out = {{{3, 300, 5, 10, 1}, 10, 11}, {{1, 32, 0, 0, 0.5}, 10, 10}};
+  // A compensator of rank r costs 2 us and 1 ns a weight at one token, and each way of fusing is best once.
+  for (const std::int64_t rank : {1, 3}) {
+    const double at_one = 2 + 1e-3 * static_cast<double>(rank) * 300;
+    table.kernels.push_back({{100, 200, rank}, 5, 1, 10, {10 + at_one, 20, 30}});
+    table.kernels.push_back({{100, 200, rank}, 5, 16, 50, {60, 55, 55 - 1e-3}});
+    table.kernels.push_back({{100, 200, rank}, 5, 64, 90, {120, 110, 100}});
+  }
   return table;
 }
 

@@ -308,7 +308,7 @@ TEST_P(PackedTest, ARowIsTheSameBitsAloneAndInAnyBatch) {
   }
 }
 
-TEST_P(PackedTest, CompensatorsOfEveryRankAndBothFusions) {
+TEST_P(PackedTest, CompensatorsOfEveryRankAndEveryFusion) {
   constexpr std::int64_t kCols = 150;
   const W4Matrix first = random_w4(40, kCols, {}, 1), second = random_w4(33, kCols, {}, 2);
   const PackedMatrix packed[] = {PackedMatrix::from_w4(first, "", context_),
@@ -323,18 +323,18 @@ TEST_P(PackedTest, CompensatorsOfEveryRankAndBothFusions) {
       const PackedCompensator compensators[] = {{sources[0], packed[0].view(), ""}, {sources[1], packed[1].view(), ""}};
       for (const std::int64_t m : {1, 5, 19}) {
         const auto x = random_floats(m * kCols, 8);
-        std::vector<float> results[2][2];
-        for (const int fusion : {0, 1}) {
+        std::vector<float> results[kFusions.size()][2];
+        for (std::size_t fusion = 0; fusion < kFusions.size(); ++fusion) {
           auto& [y0, y1] = results[fusion];
           y0.assign(static_cast<std::size_t>(m * 40), kPoison);
           y1.assign(static_cast<std::size_t>(m * 33), kPoison);
           const FusedJob jobs[] = {{&packed[0].view(), y0.data(), &compensators[0], 0},
                                    {&packed[1].view(), y1.data(), &compensators[1], 0}};
           FusedLinear fused(kernels_, pool_);
-          fused.run(Activations::a16, x.data(), m, jobs, inputs, fusion == 0 ? Fusion::late : Fusion::early);
+          fused.run(Activations::a16, x.data(), m, jobs, inputs, kFusions[fusion]);
+          EXPECT_EQ(results[0][0], y0) << fusion_name(kFusions[fusion]);
+          EXPECT_EQ(results[0][1], y1) << fusion_name(kFusions[fusion]);
         }
-        EXPECT_EQ(results[0][0], results[1][0]);
-        EXPECT_EQ(results[0][1], results[1][1]);
         const auto matrix = as_matrix(x, m, kCols);
         for (const int i : {0, 1}) {
           auto expected = ref::linear(matrix, ref::dequantize(i == 0 ? first : second));

@@ -15,7 +15,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kSchema = "spear.latency/1";
-constexpr std::size_t kMaxNodes = 256, kMaxModules = 1'000'000, kMaxHeldOut = 10'000, kMaxFileBytes = 16'000'000;
+constexpr std::size_t kMaxNodes = 256, kMaxModules = 1'000'000, kMaxHeldOut = 10'000, kMaxKernels = 100'000, kMaxFileBytes = 16'000'000;
 constexpr double kMaxNumber = 1e9;
 
 json grid_json(const LatencyGrid& grid) { return {{"x", grid.x}, {"y", grid.y}, {"ms", grid.value}}; }
@@ -78,6 +78,14 @@ class Reader {
     return grid;
   }
 
+  FusionTiming kernel(const json& object) const {
+    const auto value = [&](const std::string& name) { return number(member(object, name.c_str()), name.c_str()); };
+    const auto count = [&](const char* name) { return static_cast<std::int64_t>(value(name)); };
+    FusionTiming timing{{count("rows"), count("cols"), count("ranks")}, count("count"), count("tokens"), value("plain_us"), {}};
+    for (std::size_t i = 0; i < kFusions.size(); ++i) timing.fused_us[i] = value(fmt::format("{}_us", fusion_name(kFusions[i])));
+    return timing;
+  }
+
   StepShape shape(const json& object) const {
     StepShape shape;
     shape.decodes = static_cast<std::int64_t>(number(member(object, "decodes"), "decodes"));
@@ -115,6 +123,14 @@ json to_json(const LatencyTable& table) {
     entry["predicted_ms"] = step.predicted_ms;
     held_out.push_back(std::move(entry));
   }
+  json kernels = json::array();
+  for (const FusionTiming& t : table.kernels) {
+    json entry = {{"rows", t.shape.rows}, {"cols", t.shape.cols}, {"ranks", t.shape.ranks},
+                  {"count", t.count},     {"tokens", t.tokens},   {"plain_us", t.plain_us}};
+    for (const Fusion fusion : kFusions) entry[fmt::format("{}_us", fusion_name(fusion))] = t.us(fusion);
+    entry["best"] = fusion_name(t.best());
+    kernels.push_back(std::move(entry));
+  }
   return {{"schema", kSchema},
           {"key", key_json(table.key)},
           {"created", table.created},
@@ -124,6 +140,7 @@ json to_json(const LatencyTable& table) {
           {"compensators", grid_json(table.compensators)},
           {"module_us", table.module_us},
           {"held_out", std::move(held_out)},
+          {"kernels", std::move(kernels)},
           {"error", {{"p50", table.error_quantile(0.5)}, {"p90", table.error_quantile(0.9)}}}};
 }
 
@@ -155,6 +172,10 @@ LatencyTable parse_latency_table(const json& json, const std::string& where) {
     table.held_out.push_back({reader.shape(entry), reader.number(reader.member(entry, "measured_ms"), "measured_ms"),
                               reader.number(reader.member(entry, "predicted_ms"), "predicted_ms")});
   }
+  if (!json.contains("kernels")) return table;
+  const auto& kernels = json.at("kernels");
+  if (!kernels.is_array() || kernels.size() > kMaxKernels) throw reader.error("kernels", "must be a short list");
+  for (const auto& entry : kernels) table.kernels.push_back(reader.kernel(entry));
   return table;
 }
 

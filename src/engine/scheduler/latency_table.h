@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "ops/cpu/fusion_table.h"
+
 namespace spear {
 
 /// What a step consists of, as far as its time depends on it.
@@ -63,6 +65,7 @@ struct LatencyTable {
   LatencyGrid compensators;       ///< density x rows: what compensators add to a step without
   std::vector<double> module_us;  ///< by module: its compensator's share of a step of one row
   std::vector<HeldOutStep> held_out;
+  std::vector<FusionTiming> kernels;  ///< of the compensated operations; older tables have none
 
   double milliseconds(const StepShape& shape) const;
   /// Of |predicted - measured| / measured over held_out; 0 without any.
@@ -70,6 +73,13 @@ struct LatencyTable {
   /// The same machine, `factor` times as slow.
   LatencyTable scaled(double factor) const;
 };
+
+/// What a compensator of a rank adds to a step of one token, by least squares over the table's kernels:
+/// fixed_us + rank · (rows + cols) · us_per_weight, neither below zero. Nothing for a table without them.
+struct CompensatorCost {
+  double fixed_us = 0, us_per_weight = 0;
+};
+std::optional<CompensatorCost> compensator_cost(const LatencyTable& table);
 
 /// spear.latency/1.
 nlohmann::json to_json(const LatencyTable& table);

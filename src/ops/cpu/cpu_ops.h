@@ -106,6 +106,7 @@ class CpuOps {
   void set_compensators(bool on) { compensators_ = on; }
   /// By module: whether its compensator is applied, if compensators are on.
   std::span<std::uint8_t> active_compensators() { return active_; }
+  FusedLinear& fused() { return fused_; }
   void set_observer(ActivationObserver observer) { observer_ = std::move(observer); }
 
   Stream<CpuOps> embed(const Batch& batch, NormId gain);

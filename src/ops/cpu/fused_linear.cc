@@ -1,6 +1,7 @@
 #include "ops/cpu/fused_linear.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace spear {
 namespace {
@@ -84,12 +85,21 @@ void FusedLinear::run(Activations activations, const FusedInput& x, std::span<co
                       std::span<const PackedView* const> inputs, Fusion fusion) {
   if (x.m == 0 || jobs.empty()) return;
   prepare(activations, x.m, jobs, inputs);
-  if (fusion == Fusion::automatic) {
-    std::int64_t rows = 0, ranks = 0;
-    for (const FusedJob& job : jobs) rows += job.weight->rows;
-    for (const PackedView* input : inputs) ranks += input->rows;
-    fusion = table_.at({rows, jobs.front().weight->cols, ranks}, x.m);
-  }
+  FusionShape shape{0, jobs.front().weight->cols, 0};
+  for (const FusedJob& job : jobs) shape.rows += job.weight->rows;
+  for (const PackedView* input : inputs) shape.ranks += input->rows;
+  if (fusion == Fusion::automatic && probe_ != nullptr) fusion = probe_->fusion;
+  if (fusion == Fusion::automatic) fusion = table_.at(shape, x.m);
+  if (probe_ == nullptr) return run_as(fusion, x, jobs, inputs);
+  const auto start = std::chrono::steady_clock::now();
+  run_as(fusion, x, jobs, inputs);
+  FusionProbe::Sum& sum = probe_->sums[shape];
+  sum.us += std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+  ++sum.count;
+}
+
+void FusedLinear::run_as(Fusion fusion, const FusedInput& x, std::span<const FusedJob> jobs,
+                         std::span<const PackedView* const> inputs) {
   if (fusion == Fusion::late) {
     run_late(x, jobs, inputs);
   } else if (fusion == Fusion::early) {

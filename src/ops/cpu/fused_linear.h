@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -30,6 +31,16 @@ struct FusedInput {
   const float* other = nullptr;
 };
 
+/// Makes every operation use one way of fusing, and adds up how long those of a shape took.
+struct FusionProbe {
+  struct Sum {
+    double us = 0;
+    std::int64_t count = 0;
+  };
+  Fusion fusion = Fusion::automatic;
+  std::map<FusionShape, Sum> sums;
+};
+
 /// Buffers that grow to the largest step and stay: no allocation on the hot path.
 class FusedLinear {
  public:
@@ -43,8 +54,9 @@ class FusedLinear {
     run(activations, FusedInput{const_cast<float*>(x), m}, jobs, inputs, fusion);  // not written without `activate`
   }
 
-  /// What `automatic` means; empty at first: late below FusionTable::kLateTokens tokens, early from there on.
-  FusionTable& table() { return table_; }
+  /// What `automatic` means; an empty table, as at first: late below FusionTable::kLateTokens tokens, early from there on.
+  void set_table(FusionTable table) { table_ = std::move(table); }
+  void set_probe(FusionProbe* probe) { probe_ = probe; }  ///< nullptr: none
 
  private:
   struct Range {
@@ -52,6 +64,7 @@ class FusedLinear {
   };
   void prepare(Activations activations, std::int64_t m, std::span<const FusedJob> jobs,
                std::span<const PackedView* const> inputs);
+  void run_as(Fusion fusion, const FusedInput& x, std::span<const FusedJob> jobs, std::span<const PackedView* const> inputs);
   void quantize(const FusedInput& x, std::int64_t cols, Range tokens);
   void run_late(const FusedInput& x, std::span<const FusedJob> jobs, std::span<const PackedView* const> inputs);
   void run_early(const FusedInput& x, std::span<const FusedJob> jobs, std::span<const PackedView* const> inputs);
@@ -62,6 +75,7 @@ class FusedLinear {
   const PackedKernels& kernels_;
   ThreadPool& pool_;
   FusionTable table_;
+  FusionProbe* probe_ = nullptr;
   Rendezvous z_ready_;
   std::atomic<std::int64_t> next_unit_{0};
   PackedActivations x_;

@@ -5,7 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
-#include <tuple>
+#include <span>
 
 namespace spear {
 
@@ -24,8 +24,25 @@ struct FusionShape {
   auto operator<=>(const FusionShape&) const = default;
 };
 
+/// How long one operation of a shape takes, in microseconds.
+struct FusionTiming {
+  FusionShape shape;
+  std::int64_t count = 0;   ///< such operations in a step
+  std::int64_t tokens = 0;  ///< rows of x
+  double plain_us = 0;      ///< without compensators
+  std::array<double, kFusions.size()> fused_us{};  ///< in the order of kFusions
+
+  double us(Fusion fusion) const { return fused_us[static_cast<std::size_t>(fusion) - 1]; }
+  /// The fastest; what FusionTable::default_for() says where nothing is faster by more than noise.
+  Fusion best() const;
+};
+
 class FusionTable {
  public:
+  FusionTable() = default;
+  /// The best of each timing; those of other numbers of tokens than kTokens are passed over.
+  explicit FusionTable(std::span<const FusionTiming> timings);
+
   static constexpr std::array<std::int64_t, 8> kTokens{1, 2, 4, 8, 16, 32, 64, 256};  ///< that are measured
   static constexpr std::int64_t kLateTokens = 8;  ///< from here on `early`, for shapes that were not measured
 
