@@ -239,8 +239,10 @@ def latency_table_seeds():
     shape = {"decodes": 1, "decode_context": 10, "prefill": 0, "prefill_context": 0, "density": 1}
     table = {"schema": "spear.latency/1", "created": "2026-01-01", "key": {"machine": "m", "isa": "avx2", "build": "b", "kv_cache_type": "bf16", "activations": "a16",
              "head_type": "int8", "model": "x", "threads": 2}, "base": grid, "decode_context": grid, "prefill_context": grid, "compensators": grid, "module_us": [1.0, 2.0],
-             "held_out": [{"shape": shape, "measured_ms": 1.0, "predicted_ms": 1.1}]}
+             "held_out": [{**shape, "measured_ms": 1.0, "predicted_ms": 1.1}]}
+    kernel = {"rows": 960, "cols": 576, "ranks": 3, "count": 30, "tokens": 1, "plain_us": 40.0, "late_us": 41.0, "early_us": 42.5, "separate_us": 43.0}
     yield json.dumps(table).encode()
+    yield json.dumps({**table, "kernels": [kernel, {**kernel, "ranks": 5, "late_us": 41.5}]}).encode()
     yield json.dumps({**table, **table["key"]}).encode()
     yield json.dumps({**table, "base": {"x": [1], "y": [1], "ms": [1e308]}}).encode()
     yield json.dumps({**table, "base": {"x": [2, 1], "y": [1, 1], "ms": [1]}}).encode()

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/progress.h"
 #include "base/resources.h"
 #include "cli/command_line.h"
@@ -41,6 +42,13 @@ int with_memory_errors(const std::function<int()>& command) {
   }
 }
 
+/// Nobody should find out from another program's error.
+void say_who_runs_it(const RecoverOptions& options, const nlohmann::json& manifest) {
+  if (manifest.at("recipe").at("rotation") != name(Rotation::stream)) return;
+  log::info("the stream is rotated, so SPEAR alone runs {0}; for other programs: spear export {0} --format gptq --out DIR, or --rotate none",
+            shell_quoted(options.out));
+}
+
 int run_recover(const OfflineOptions& options) {
   apply(*options.common);
   set_threads(*options.common);
@@ -52,6 +60,7 @@ int run_recover(const OfflineOptions& options) {
   } else {
     print_results(manifest);
   }
+  say_who_runs_it(recover_options, manifest);
   print_next(*options.common, fmt::format("spear generate --model {} --chat --prompt 'What is the capital of France?'",
                                           shell_quoted(recover_options.out)));
   return 0;
@@ -68,6 +77,7 @@ int run_quantize(const OfflineOptions& options) {
   } else {
     print_bytes(manifest);
   }
+  say_who_runs_it(quantize_options, manifest);
   print_next(*options.common,
              fmt::format("spear eval --model {} --reference {} --text TEXT", shell_quoted(quantize_options.out),
                          shell_quoted(quantize_options.reference)));

@@ -78,7 +78,8 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
     return 0;
   }
   const auto size = [](std::int64_t count) { return format_bytes(static_cast<double>(count)); };
-  fmt::print("preset {}, {}, budget {:.2f} % of the model's bytes\n", options.recipe.preset, to_string(options.recipe.scheme),
+  fmt::print("preset {}, {}, {}, budget {:.2f} % of the model's bytes\n", options.recipe.preset, to_string(options.recipe.scheme),
+             options.recipe.rotation == Rotation::stream ? "stream rotated (SPEAR alone runs the result)" : "stream as it is",
              100 * options.recipe.budget);
   for (const PlannedStage& stage : stages) {
     fmt::print("  {:<30} {:<46} about {}\n", stage.name, stage.what, format_duration(stage.seconds));

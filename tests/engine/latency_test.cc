@@ -40,6 +40,7 @@ TEST(LatencyTest, AStepIsTheSumOfItsParts) {
   EXPECT_NEAR(table.milliseconds({1, 32, 0, 0, 0.5}), 5.3 - 0.525, 1e-9);
   EXPECT_EQ(table.milliseconds({}), 0);
   EXPECT_NEAR(table.scaled(2).milliseconds({1, 32, 0, 0, 0}), 2 * 4.25, 1e-9);
+  EXPECT_NEAR(compensator_cost(table.scaled(2))->fixed_us, 4, 1e-9);
   EXPECT_NEAR(table.error_quantile(1), 0.1, 1e-9);
   EXPECT_EQ(table.error_quantile(0.5), 0);
 }

@@ -99,6 +99,10 @@ LatencyTable LatencyTable::scaled(double factor) const {
     step.measured_ms *= factor;
     step.predicted_ms *= factor;
   }
+  for (FusionTiming& timing : table.kernels) {
+    timing.plain_us *= factor;
+    for (double& us : timing.fused_us) us *= factor;
+  }
   return table;
 }
 
