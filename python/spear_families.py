@@ -6,10 +6,7 @@ import math
 
 import numpy as np
 
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+from spear_files import require
 
 
 def silu(x: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spear_families import require
+from spear_files import require
 
 FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 LINEARS = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",

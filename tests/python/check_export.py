@@ -17,6 +17,7 @@ import gguf
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
+import spear_files  # noqa: E402
 import spear_reader  # noqa: E402
 
 GGUF_NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
@@ -69,7 +70,7 @@ class Checker:
 
     def gptq(self, folder):
         config = json.loads((folder / "config.json").read_text())["quantization_config"]
-        tensors, _ = spear_reader.read_safetensors(folder / "model.safetensors")
+        tensors, _ = spear_files.read_safetensors(folder / "model.safetensors")
         for module, weight in self.model.weights.items():
             self.same(gptq_weight(tensors, module, config["checkpoint_format"] == "gptq"), weight, f"gptq: {module}")
         self.same(tensors["model.embed_tokens.weight"].floats(), self.model.embedding, "gptq: embedding")
@@ -94,7 +95,7 @@ class Checker:
     def adapters(self, peft, file):
         """B A of either adapter against B diag(gate of 1) A of the checkpoint, applied to random inputs."""
         config = json.loads((peft / "adapter_config.json").read_text())
-        tensors, _ = spear_reader.read_safetensors(peft / "adapter_model.safetensors")
+        tensors, _ = spear_files.read_safetensors(peft / "adapter_model.safetensors")
         reader = gguf.GGUFReader(file)
         stored = {t.name: t.data for t in reader.tensors}
         alpha = reader.get_field("adapter.lora.alpha").contents()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "python"))
+import spear_files  # noqa: E402
 import spear_reader  # noqa: E402
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE, VOCAB, LAYERS = 48, 4, 2, 12, 44, 31, 2
@@ -260,7 +261,7 @@ class ReaderTest(unittest.TestCase):
         self.assertGreaterEqual(len(folders), 10)
         for folder in folders:
             with self.subTest(folder.name):
-                golden, _ = spear_reader.read_safetensors(folder / "golden.tensors")
+                golden, _ = spear_files.read_safetensors(folder / "golden.tensors")
                 model = spear_reader.SpearModel(folder)
                 for tokens, expected in zip(golden["tokens"].values, golden["logits"].values):
                     found = model.logits(tokens)
@@ -272,7 +273,7 @@ class ReaderTest(unittest.TestCase):
             config = json.loads((folder / "config.json").read_text())
             if config["model_type"] == "gemma3_text":
                 continue
-            golden, _ = spear_reader.read_safetensors(folder / "golden.tensors")
+            golden, _ = spear_files.read_safetensors(folder / "golden.tensors")
             model = spear_reader.SpearModel(folder)
             n = model.hidden
             q = self.rotation(n)
@@ -328,14 +329,14 @@ class ReaderTest(unittest.TestCase):
     def test_groups_that_do_not_follow_the_columns(self):
         for name in ("ct-act-order-sym-g32", "ct-act-order-asym-g128"):
             folder = Path(__file__).resolve().parents[1] / "data" / "quantized" / name
-            expected, _ = spear_reader.read_safetensors(folder / "expected.tensors")
+            expected, _ = spear_files.read_safetensors(folder / "expected.tensors")
             model = spear_reader.SpearModel(folder)
             for module, values in expected.items():
                 np.testing.assert_array_equal(model.weights[module], values.values, module)
 
     def test_groups_that_make_no_sense_are_refused(self):
         folder = Path(__file__).resolve().parents[1] / "data" / "quantized" / "ct-act-order-sym-g32"
-        tensors, _ = spear_reader.read_safetensors(folder / "model.safetensors")
+        tensors, _ = spear_files.read_safetensors(folder / "model.safetensors")
         (self.path / "config.json").write_bytes((folder / "config.json").read_bytes())
         name = "model.layers.0.mlp.up_proj.weight_g_idx"
         for groups, pattern in (([2] + [1] * 63, "does not exist"), ([-2] + [1] * 63, "does not exist"), ([0] * 33 + [1] * 31, "other sizes"), ([0] * 63, "shape")):
@@ -353,7 +354,7 @@ class ReaderTest(unittest.TestCase):
 
     def test_bf16(self):
         bits = np.array([0x3F80, 0xBF80, 0x4049, 0x0000, 0x7F80, 0x0001], np.uint16)
-        self.assertEqual(spear_reader.bf16_to_f32(bits).tolist(), [1.0, -1.0, 3.140625, 0.0, math.inf, 2.0**-133])
+        self.assertEqual(spear_files.bf16_to_f32(bits).tolist(), [1.0, -1.0, 3.140625, 0.0, math.inf, 2.0**-133])
 
     def test_perplexity(self):
         checkpoint = Checkpoint(self.path)
