@@ -9,25 +9,14 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/progress.h"
-#include "base/random.h"
-#include "eval/text_windows.h"
 #include "io/checkpoint.h"
 #include "io/model_reader.h"
 #include "model/stream_rotation.h"
 #include "quant/backbone_basis.h"
-#include "text/chat_template.h"
 #include "torch/torch_tensors.h"
 
 namespace spear {
 namespace {
-
-constexpr int kStageVersion = 6;  ///< raised when a stage's result changes for the same inputs
-
-Tensor int_tensor(Shape shape, const std::vector<std::int32_t>& values) {
-  Tensor tensor(DType::i32, std::move(shape));
-  std::copy(values.begin(), values.end(), tensor.mutable_as<std::int32_t>().begin());
-  return tensor;
-}
 
 Tensor bf16_host(const torch::Tensor& tensor) {
   Tensor out(DType::bf16, tensor.sizes().vec());
@@ -183,31 +172,8 @@ void Stages::write(const std::filesystem::path& directory, const ModelWeights& w
 }
 
 nlohmann::json Stages::input_key() const {
-  return {{"version", kStageVersion}, {"reference", reference_sha256_}, {"backbone", backbone_sha256_}, {"device", device_.str()},
+  return {{"version", kVersion}, {"reference", reference_sha256_}, {"backbone", backbone_sha256_}, {"device", device_.str()},
           {"compute", name(compute_)}};
-}
-
-SampleOptions Stages::sample_options() const {
-  SampleOptions out = options_.recipe.samples;
-  if (device_.is_cuda()) out.batch *= 4;  // launches, not arithmetic, take the time there
-  return out;
-}
-
-SampleOptions Stages::quantizer_sample_options() const {
-  const Recipe& r = options_.recipe;
-  SampleOptions out = sample_options();
-  out.batch = std::max<std::int64_t>(1, out.batch * out.length / r.quantizer_length);
-  out.sequences = r.quantizer_sequences;
-  out.length = r.quantizer_length;
-  out.seed = mix64(out.seed ^ 0x7175616e74697a65);
-  return out;
-}
-
-nlohmann::json Stages::sample_key(const SampleOptions& s) const {
-  return {{"version", kStageVersion}, {"reference", reference_sha256_}, {"device", device_.str()}, {"compute", name(compute_)},
-          {"sequences", s.sequences},
-          {"length", s.length},       {"batch", s.batch},               {"seed", s.seed},
-          {"calibration", options_.calibration.empty() ? "" : sha256_file(options_.calibration)}};
 }
 
 nlohmann::json Stages::quantize_key() const {
@@ -230,50 +196,6 @@ TorchModel& Stages::model_on(const ModelWeights& weights) {
     model_weights_ = &weights;
   }
   return *model_;
-}
-
-CalibrationSet Stages::sample(const std::string& stage, const SampleOptions& want) {
-  CalibrationSet set{want.sequences, want.length, 0, {}};
-  const auto key = sample_key(want);
-  if (const auto kept = workspace_.load(stage, key)) {
-    const auto tokens = kept->tensors.at("tokens").as<std::int32_t>();
-    set.tokens.assign(tokens.begin(), tokens.end());
-  }
-  if (static_cast<std::int64_t>(set.tokens.size()) < want.sequences * want.length) {
-    SampleOpenings openings;
-    openings.separator = tokenizer_.token_id("<|endoftext|>").value_or(tokenizer_.named().bos.value_or(tokenizer_.named().eos.value_or(0)));
-    openings.first = opening_token(tokenizer_);
-    openings.chat = tokenizer_.encode(chat_opening(tokenizer_.chat_template(), tokenizer_.template_tokens()), {.parse_special = true});
-    openings.plain = [this](std::int32_t id) { return id < tokenizer_.vocab_size() && !tokenizer_.is_special(id); };
-    const auto keep = [&](std::span<const std::int32_t> tokens) {
-      const auto rows = static_cast<std::int64_t>(tokens.size()) / want.length;
-      workspace_.save(stage, key, {{"tokens", int_tensor({rows, want.length}, {tokens.begin(), tokens.end()})}});
-    };
-    set.tokens = timed(stage, [&] {
-      const PackedInference packed(reference_model());
-      return sample_sequences(reference_model(), openings, want, std::move(set.tokens), keep);
-    });
-  }
-  if (!options_.calibration.empty()) {
-    const auto text = tokenizer_.encode(read_text_file(options_.calibration));
-    const std::int64_t rows = std::min(want.sequences / 2, static_cast<std::int64_t>(text.size()) / want.length);
-    if (rows == 0) throw bad_input(fmt::format("{} tokens are fewer than one sequence of {}", text.size(), want.length), options_.calibration.string());
-    // Every other sequence, so that both kinds are among the held-out ones.
-    for (std::int64_t row = 0; row < rows; ++row) {
-      const auto target = set.tokens.begin() + 2 * row * want.length;
-      std::copy_n(text.begin() + row * want.length, want.length, target);
-      if (const auto opening = opening_token(tokenizer_)) *target = *opening;
-    }
-  }
-  return set;
-}
-
-const CalibrationSet& Stages::samples() {
-  if (!samples_) {
-    samples_ = sample("samples", sample_options());
-    samples_->held_out = options_.recipe.held_out_sequences;
-  }
-  return *samples_;
 }
 
 const torch::Tensor& Stages::states() {
@@ -303,11 +225,6 @@ std::vector<QuantizedLinear> Stages::rounded(const ModelWeights& weights) const 
 const std::vector<QuantizedLinear>& Stages::rtn() {
   if (!rtn_) rtn_ = rounded(reference_);
   return *rtn_;
-}
-
-torch::Tensor Stages::quantizer_tokens() {
-  const auto set = sample("samples of the quantizer", quantizer_sample_options());
-  return reference_model().token_tensor({set.tokens, set.sequences, set.length});
 }
 
 std::int64_t Stages::budget_base() const {

@@ -84,6 +84,8 @@ class Stages {
   nlohmann::json input_key() const;  ///< identifies reference and backbone
 
  private:
+  static constexpr int kVersion = 7;  ///< raised when a stage's result changes for the same inputs
+
   void read_given_backbone();
   TorchModel& model_on(const ModelWeights& weights);
   std::vector<QuantizedLinear> rounded(const ModelWeights& weights) const;
