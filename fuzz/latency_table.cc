@@ -19,7 +19,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         if (!std::isfinite(table.milliseconds(shape))) std::abort();
       }
     }
-    const auto cost = compensator_cost(table);
+    const auto cost = compensator_cost(table.kernels);
     if (cost && !(std::isfinite(cost->fixed_us) && cost->fixed_us >= 0 && std::isfinite(cost->us_per_weight) && cost->us_per_weight >= 0)) std::abort();
     (void)FusionTable(table.kernels).at({960, 576, 3}, 4);
     (void)table.error_quantile(0.99);

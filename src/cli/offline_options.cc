@@ -132,11 +132,11 @@ RecoverOptions OfflineOptions::resolve() const {
     if (recipe.placement == Placement::uniform || recipe.placement == Placement::random) {
       throw usage_error(fmt::format("placement '{}' weighs nothing", name(recipe.placement)), "--latency-table", "use --placement fisher or damage");
     }
-    const auto cost = compensator_cost(read_latency_table(latency_table));
+    const auto cost = compensator_cost(read_latency_table(latency_table).kernels);
     if (!cost || cost->us_per_weight <= 0) {
       throw bad_input("it does not say what compensators cost", latency_table, "measure a recovered model on a quiet machine: spear profile --model RECOVERED");
     }
-    recipe.latency = CompensatorLatency{cost->fixed_us, cost->us_per_weight};
+    recipe.latency = cost;
   }
   if (gate_hidden) recipe.gate_hidden = *gate_hidden;
   if (gate_rows) recipe.gate_rows = *gate_rows;

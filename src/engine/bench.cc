@@ -9,6 +9,7 @@
 #include "base/interrupt.h"
 #include "base/random.h"
 #include "engine/bandwidth_probe.h"
+#include "engine/median.h"
 
 namespace spear {
 namespace {
@@ -145,12 +146,7 @@ void measure(CpuModel& model, const BenchOptions& options, bool has_compensators
 
 }  // namespace
 
-double BenchResult::median() const {
-  std::vector<double> sorted = rates;
-  std::sort(sorted.begin(), sorted.end());
-  const std::size_t n = sorted.size();
-  return n == 0 ? 0.0 : (sorted[(n - 1) / 2] + sorted[n / 2]) / 2;
-}
+double BenchResult::median() const { return spear::median(rates); }
 
 BenchReport run_bench(CpuModel& model, const BenchOptions& options,
                       const std::function<void(const std::string&)>& progress) {

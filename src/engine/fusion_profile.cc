@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/interrupt.h"
+#include "engine/median.h"
 #include "engine/step_timer.h"
 #include "model/weights.h"
 #include "ops/cpu/fused_linear.h"

@@ -11,6 +11,7 @@
 #include "base/random.h"
 #include "base/resources.h"
 #include "engine/fusion_profile.h"
+#include "engine/median.h"
 #include "engine/scheduler/compensator_order.h"
 #include "engine/step_timer.h"
 

@@ -48,6 +48,4 @@ class StepTimer {
   std::vector<float> logits_;
 };
 
-double median(std::vector<double> values);  ///< 0 without any
-
 }  // namespace spear

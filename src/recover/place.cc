@@ -31,7 +31,8 @@ class Allocation {
   double price_of_next(std::size_t i) const {
     const auto bytes = static_cast<double>(cost_of_next(i));
     if (!options_.latency) return bytes;
-    return bytes * (options_.latency->us(sites_[i], ranks_[i] + 1) - options_.latency->us(sites_[i], ranks_[i]));
+    const std::int64_t features = sites_[i].in_features + sites_[i].out_features;
+    return bytes * (options_.latency->us(ranks_[i] + 1, features) - options_.latency->us(ranks_[i], features));
   }
   void grow(std::size_t i) {
     used_ += cost_of_next(i);
@@ -169,10 +170,10 @@ std::vector<CompensatorShape> place_within_file(const std::vector<PlacementSite>
   return place(sites, options);
 }
 
-double placed_us(const std::vector<PlacementSite>& sites, const std::vector<CompensatorShape>& shapes, const CompensatorLatency& latency) {
+double placed_us(const std::vector<PlacementSite>& sites, const std::vector<CompensatorShape>& shapes, const CompensatorCost& cost) {
   double us = 0;
   for (const PlacementSite& site : sites) {
-    for (const auto& shape : shapes) us += shape.members == site.members ? latency.us(site, shape.rank) : 0;
+    for (const auto& shape : shapes) us += shape.members == site.members ? cost.us(shape.rank, site.in_features + site.out_features) : 0;
   }
   return us;
 }

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "ops/cpu/fusion_table.h"
 #include "recover/trainable.h"
 
 namespace spear {
@@ -29,15 +30,6 @@ struct PlacementSite {
   std::vector<double> singular_values;             ///< whitened, of the stacked error, all of them, falling
 };
 
-/// What a compensator adds to a decode step: fixed_us + rank · (in + out) · us_per_weight (`spear profile` measures it).
-struct CompensatorLatency {
-  double fixed_us = 0, us_per_weight = 0;
-
-  double us(const PlacementSite& site, std::int64_t rank) const {
-    return rank == 0 ? 0 : fixed_us + us_per_weight * static_cast<double>(rank * (site.in_features + site.out_features));
-  }
-};
-
 struct PlacementOptions {
   Placement placement = Placement::uniform;
   std::int64_t budget_bytes = 0;
@@ -45,7 +37,7 @@ struct PlacementOptions {
   std::int64_t gate_hidden = 0;  ///< 0: no gate
   std::int64_t gate_rows = 0;
   std::uint64_t seed = 0;
-  std::optional<CompensatorLatency> latency = {};  ///< water-filling then divides gains by microseconds, too
+  std::optional<CompensatorCost> latency = {};  ///< water-filling then divides gains by microseconds, too
 };
 
 /// Bytes of a compensator of this rank at this site: int8 factors, f16 scales, bf16 gate per member.
@@ -62,7 +54,7 @@ std::vector<CompensatorShape> place(const std::vector<PlacementSite>& sites, con
 std::vector<CompensatorShape> place_within_file(const std::vector<PlacementSite>& sites, PlacementOptions& options, std::int64_t file_bytes);
 
 /// Microseconds that all of them add to a decode step.
-double placed_us(const std::vector<PlacementSite>& sites, const std::vector<CompensatorShape>& shapes, const CompensatorLatency& latency);
+double placed_us(const std::vector<PlacementSite>& sites, const std::vector<CompensatorShape>& shapes, const CompensatorCost& cost);
 
 /// The manifest's "placement": policy, ranks by ModuleId, shared A.
 nlohmann::json placement_json(const std::vector<CompensatorShape>& shapes, const PlacementOptions& options, int modules, bool share_a);

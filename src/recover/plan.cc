@@ -46,8 +46,8 @@ struct Work {
 // 198, 42, 166, 82, 49, 172 and 180 s; diagnosis and evaluation from slower cores (docs/formats.md), scaled as times are.
 constexpr double kDecode = 3.6e-12, kDecodeAttention = 7.0e-11, kStates = 3.5e-12, kQuantize = 4.8e-12,
                  kDiagnose = 2.9e-12, kTrain = 4.5e-12, kEvaluate = 4.4e-12;
-// The same preset on two Zen 3 cores: what is no product moves twice the bytes; sampling is the online plane's.
-constexpr double kFloat32 = 1.6, kFloat32Sampling = 0.8;
+// The same preset on two Zen 3 cores: what is no product moves twice the bytes; sampling, the online plane's, takes half of that.
+constexpr double kFloat32 = 1.6, kOnlineSampling = 0.5;
 constexpr double kClosedForm = 0.25;  // of the chain's time, without its rounding (H200: 14 of 58 s)
 constexpr double kRows = 4;  // of the table: reference, RTN, quantized, recovered
 
@@ -108,7 +108,7 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
   const double quantizer_tokens = tokens_of(recipe.quantizer_sequences, recipe.quantizer_length);
   const auto sampling = [&](double tokens, std::int64_t length) {
     const double seconds = tokens * (2 * (work.linears + work.head) * kDecode + work.attention(length) * kDecodeAttention);
-    return compute_bytes > 2 ? seconds * kFloat32Sampling / kFloat32 : seconds;
+    return compute_bytes > 2 ? seconds * kOnlineSampling : seconds;
   };
   const bool recovers = command == PlannedCommand::recover;
   const bool chain = recipe.quantizer == "tuned" || recipe.quantizer == "gptq";

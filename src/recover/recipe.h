@@ -34,7 +34,7 @@ struct Recipe {
   std::int64_t gate_hidden = 0, gate_rows = 0;  ///< hidden 0: no gates
   double alpha = 0.6, rho = 0.6;                ///< of the chain (model_quantizer.h)
   std::int64_t max_rank = 16;
-  std::optional<CompensatorLatency> latency;  ///< placement weighs microseconds, too
+  std::optional<CompensatorCost> latency;  ///< placement weighs microseconds, too
   std::int64_t wide_rank = 8, wide_steps = 50;  ///< of Placement::trained: trained everywhere before it is cut
   double code_margin = 0.4;  ///< latents start at most this far from their code, towards the target; 0.5: the cell's edge
   TrainOptions train;

@@ -40,7 +40,7 @@ TEST(LatencyTest, AStepIsTheSumOfItsParts) {
   EXPECT_NEAR(table.milliseconds({1, 32, 0, 0, 0.5}), 5.3 - 0.525, 1e-9);
   EXPECT_EQ(table.milliseconds({}), 0);
   EXPECT_NEAR(table.scaled(2).milliseconds({1, 32, 0, 0, 0}), 2 * 4.25, 1e-9);
-  EXPECT_NEAR(compensator_cost(table.scaled(2))->fixed_us, 4, 1e-9);
+  EXPECT_NEAR(compensator_cost(table.scaled(2).kernels)->fixed_us, 4, 1e-9);
   EXPECT_NEAR(table.error_quantile(1), 0.1, 1e-9);
   EXPECT_EQ(table.error_quantile(0.5), 0);
 }
@@ -116,22 +116,22 @@ TEST(LatencyTest, KernelsChooseAWayOfFusingAndPriceCompensators) {
   EXPECT_EQ(choices.at({100, 200, 3}, 100), Fusion::separate);
   EXPECT_EQ(choices.at({100, 200, 3}, 500), Fusion::early) << "256 tokens were not measured";
   EXPECT_EQ(choices.at({100, 200, 2}, 500), Fusion::early) << "not measured";
-  const auto cost = compensator_cost(table);
+  const auto cost = compensator_cost(table.kernels);
   ASSERT_TRUE(cost);
   EXPECT_NEAR(cost->fixed_us, 2, 1e-9);
   EXPECT_NEAR(cost->us_per_weight, 1e-3, 1e-12);
   LatencyTable one = table;  // of a single rank: no line, but a slope
   one.kernels.resize(1);
-  ASSERT_TRUE(compensator_cost(one));
-  EXPECT_EQ(compensator_cost(one)->fixed_us, 0);
-  EXPECT_NEAR(compensator_cost(one)->us_per_weight, 2.3 / 300, 1e-9);
+  ASSERT_TRUE(compensator_cost(one.kernels));
+  EXPECT_EQ(compensator_cost(one.kernels)->fixed_us, 0);
+  EXPECT_NEAR(compensator_cost(one.kernels)->us_per_weight, 2.3 / 300, 1e-9);
   LatencyTable falling = table;  // by noise, a higher rank looks cheaper
   falling.kernels[3].fused_us = {11, 20, 30};
-  ASSERT_TRUE(compensator_cost(falling));
-  EXPECT_GE(compensator_cost(falling)->us_per_weight, 0);
-  EXPECT_NEAR(compensator_cost(falling)->fixed_us, (2.3 + 1) / 2, 1e-9);
+  ASSERT_TRUE(compensator_cost(falling.kernels));
+  EXPECT_GE(compensator_cost(falling.kernels)->us_per_weight, 0);
+  EXPECT_NEAR(compensator_cost(falling.kernels)->fixed_us, (2.3 + 1) / 2, 1e-9);
   one.kernels.clear();
-  EXPECT_FALSE(compensator_cost(one));
+  EXPECT_FALSE(compensator_cost(one.kernels));
 }
 
 TEST(LatencyTest, FactorsFollowWhatStepsTake) {

@@ -252,7 +252,7 @@ TEST(PlacementTest, MicrosecondsMoveRanksWithinTheBudget) {
   const auto sites = random_sites(true);
   PlacementOptions options{Placement::fisher, 0, 16, 0, 0, 0};
   const auto by_bytes = place_within_file(sites, options, 6000);
-  const CompensatorLatency latency{50, 1e-3};  // a site costs more than its ranks: few sites, high ranks
+  const CompensatorCost latency{50, 1e-3};  // a site costs more than its ranks: few sites, high ranks
   options.latency = latency;
   const auto by_both = place_within_file(sites, options, 6000);
   EXPECT_LE(placed_bytes(sites, by_both), options.budget_bytes);

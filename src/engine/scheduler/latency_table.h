@@ -74,13 +74,6 @@ struct LatencyTable {
   LatencyTable scaled(double factor) const;
 };
 
-/// What a compensator of a rank adds to a step of one token, by least squares over the table's kernels:
-/// fixed_us + rank · (rows + cols) · us_per_weight, neither below zero. Nothing for a table without them.
-struct CompensatorCost {
-  double fixed_us = 0, us_per_weight = 0;
-};
-std::optional<CompensatorCost> compensator_cost(const LatencyTable& table);
-
 /// spear.latency/1.
 nlohmann::json to_json(const LatencyTable& table);
 /// Throws Error(bad_input) naming `where` and the member for anything that is not a table.

@@ -20,6 +20,29 @@ Fusion FusionTiming::best() const {
   return fused_us[fastest] < (1 - kNoise) * us(usual) ? kFusions[fastest] : usual;
 }
 
+std::optional<CompensatorCost> compensator_cost(std::span<const FusionTiming> timings) {
+  double n = 0, x1 = 0, x2 = 0, y1 = 0, xy = 0;
+  for (const FusionTiming& timing : timings) {
+    if (timing.tokens != 1) continue;
+    const auto count = static_cast<double>(timing.count);
+    const auto weights = static_cast<double>(timing.shape.ranks * (timing.shape.rows + timing.shape.cols));
+    const double us = timing.us(timing.best()) - timing.plain_us;
+    n += count;
+    x1 += count * weights;
+    x2 += count * weights * weights;
+    y1 += count * us;
+    xy += count * weights * us;
+  }
+  if (n == 0 || x2 == 0) return {};
+  const double determinant = n * x2 - x1 * x1;
+  CompensatorCost line{0, xy / x2};
+  if (determinant > 1e-9 * n * x2) line = {(x2 * y1 - x1 * xy) / determinant, (n * xy - x1 * y1) / determinant};
+  // At its bound, the other one alone has to explain what was measured.
+  if (line.us_per_weight < 0) line = {y1 / n, 0};
+  if (line.fixed_us < 0) line = {0, xy / x2};
+  return CompensatorCost{std::max(0.0, line.fixed_us), std::max(0.0, line.us_per_weight)};
+}
+
 FusionTable::FusionTable(std::span<const FusionTiming> timings) {
   for (const FusionTiming& timing : timings) {
     const auto found = std::find(kTokens.begin(), kTokens.end(), timing.tokens);

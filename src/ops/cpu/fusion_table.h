@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 
 namespace spear {
@@ -36,6 +37,18 @@ struct FusionTiming {
   /// The fastest; what FusionTable::default_for() says where nothing is faster by more than noise.
   Fusion best() const;
 };
+
+/// What a compensator adds to a step of one token.
+struct CompensatorCost {
+  double fixed_us = 0, us_per_weight = 0;
+
+  /// `features`: in and out together.
+  double us(std::int64_t rank, std::int64_t features) const {
+    return rank == 0 ? 0 : fixed_us + us_per_weight * static_cast<double>(rank * features);
+  }
+};
+/// By least squares over the timings of one token, neither number below zero. Nothing without such timings.
+std::optional<CompensatorCost> compensator_cost(std::span<const FusionTiming> timings);
 
 class FusionTable {
  public:
