@@ -55,7 +55,8 @@ void print_results(const nlohmann::json& manifest) {
 int print_plan(const RecoverOptions& options, PlannedCommand command, const CommonOptions& common) {
   const ModelConfig config = read_model_config(options.reference);
   const torch::ScalarType compute = compute_type(default_device());
-  const Needs needs = estimate_needs(config, options.recipe, torch::elementSize(compute));
+  const Needs needs = estimate_needs(config, options.recipe, torch::elementSize(compute),
+                                     static_cast<std::int64_t>(element_bytes(weights_type(options.reference))));
   const PlannedBytes bytes = planned_bytes(config, options.recipe);
   const double gflops = measured_gflops(compute);
   const auto stages = planned_stages(config, options.recipe, command, options.text.empty() ? 0 : options.windows * options.context, gflops,

@@ -63,6 +63,15 @@ std::optional<fs::path> gguf_of_model(const fs::path& path) {
   return gguf_of_checkpoint(path);
 }
 
+DType weights_type(const fs::path& path) {
+  if (gguf_of_model(path)) return DType::f32;
+  const nlohmann::json config = read_json_object(path / "config.json");
+  for (const char* key : {"dtype", "torch_dtype"}) {
+    if (const auto found = config.find(key); found != config.end() && *found == "float32") return DType::f32;
+  }
+  return DType::bf16;
+}
+
 ModelConfig read_model_config(const fs::path& path) {
   if (const auto gguf = gguf_of_model(path)) return read_gguf_config(GgufFile(*gguf));
   return read_hf_directory_config(path).model;

@@ -28,6 +28,10 @@ bool is_weights_file(const std::filesystem::path& file);
 /// Config alone, without reading weights.
 ModelConfig read_model_config(const std::filesystem::path& path);
 
+/// The type that most weights of read_model() will be held in, by header or config alone: f32 of a GGUF file, else what
+/// config.json says, bf16 where it says nothing.
+DType weights_type(const std::filesystem::path& path);
+
 /// Reads and validates a model. Dense GGUF tensors become f32 (q and k rows back in half-split order); dense
 /// safetensors are views of the mapped files in their own dtype; 4-bit modules stay packed, and so does what is
 /// quantized in the GGUF file of a checkpoint. Throws Error(bad_input) naming file, tensor or option for anything

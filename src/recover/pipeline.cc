@@ -303,7 +303,8 @@ DiagnoseReport diagnose_model(const RecoverOptions& options) {
 }
 
 void preflight(const RecoverOptions& options, const ModelConfig& config) {
-  const Needs needs = estimate_needs(config, options.recipe, torch::elementSize(compute_type(default_device())));
+  const Needs needs = estimate_needs(config, options.recipe, torch::elementSize(compute_type(default_device())),
+                                     static_cast<std::int64_t>(element_bytes(weights_type(options.reference))));
   const std::int64_t memory = available_memory_bytes();
   const auto gigabytes = [](std::int64_t bytes) { return format_bytes(static_cast<double>(bytes)); };
   if (memory > 0 && needs.memory > memory) {

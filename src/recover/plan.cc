@@ -53,7 +53,7 @@ constexpr double kRows = 4;  // of the table: reference, RTN, quantized, recover
 
 }  // namespace
 
-Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, std::int64_t compute_bytes) {
+Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, std::int64_t compute_bytes, std::int64_t reference_bytes) {
   double linears = 0;
   for (int index = 0; index < module_count(config); ++index) {
     linears += static_cast<double>(in_features(config, ModuleId{index}.kind()) * out_features(config, ModuleId{index}.kind()));
@@ -61,9 +61,13 @@ Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, std::int64
   const double embedding = static_cast<double>(config.vocab_size * config.hidden_size);
   const double layers = static_cast<double>(config.num_hidden_layers);
   const auto wide = static_cast<double>(compute_bytes);
-  // Bytes per weight: reference f32 4 and once more if it is rotated, student and its gradients as computed, codes of the
-  // models rounded to nearest, without and with compensators 3, and with codes trained targets 8, latents 4 and their best 1.
-  const double per_weight = 7 + wide + (recipe.rotation == Rotation::stream ? 4 : 0) + (recipe.tune == Tune::codes ? 13 + wide : recipe.tune == Tune::scales ? wide : 0);
+  // Bytes per weight: the reference, and once more if it is rotated; codes rounded to nearest, without and with
+  // compensators, and one packed model. On top, whichever is more: training (the student, dL/dweight where codes or group
+  // scales train, and for codes targets of both quantizer runs 8, latents 4 and their best 1) or a float32 model to measure.
+  const double held = static_cast<double>(reference_bytes) * (recipe.rotation == Rotation::stream ? 2 : 1) + 3.5;
+  const bool weight_gradients = recipe.tune == Tune::codes || (recipe.tune == Tune::scales && recipe.scheme.group_size != 0);
+  const double student = wide * (weight_gradients ? 2 : 1) + (recipe.tune == Tune::codes ? 13 : 0);
+  const double per_weight = held + std::max(student, 4.0);
   // Activations that one step keeps, per token and layer (inputs and outputs of the linears, f32 stream, softmax).
   const double per_token = layers * ((8 + 3 * wide) * static_cast<double>(config.hidden_size) + 5 * wide * static_cast<double>(config.intermediate_size) +
                                      2 * wide * static_cast<double>(config.q_size() + 2 * config.kv_size()) +

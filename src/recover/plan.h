@@ -14,8 +14,9 @@ namespace spear {
 struct Needs {
   std::int64_t memory = 0, disk = 0;
 };
-/// compute_bytes: of a number that linears are computed in, 2 (bfloat16) or 4.
-Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, std::int64_t compute_bytes);
+/// compute_bytes: of a number that linears are computed in, 2 (bfloat16) or 4. reference_bytes: of a number of the
+/// reference as it is held (weights_type() in io/model_reader.h).
+Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, std::int64_t compute_bytes, std::int64_t reference_bytes);
 
 /// Bytes of the model before (in 16 bit) and after, and of what the budget is a share of (its embedding at 8 bit).
 struct PlannedBytes {

@@ -56,6 +56,8 @@ TEST(ModelReader, KindAndConfigWithoutWeights) {
   EXPECT_EQ(kind_of_model(data_file("tiny-llama")), ModelKind::huggingface);
   EXPECT_EQ(read_model_config(data_file("tiny-llama.gguf")).rope_theta, 50000.0);
   EXPECT_EQ(read_model_config(data_file("tiny-llama")).num_key_value_heads, 1);
+  EXPECT_EQ(weights_type(data_file("tiny-llama.gguf")), DType::f32);
+  EXPECT_EQ(weights_type(data_file("tiny-llama")), DType::f32);
   expect_refused([] { kind_of_model(data_file("no-such-model")); }, "no such file");
   expect_refused([] { kind_of_model(data_file("w4_golden.json")); }, "not a GGUF file");
   expect_refused([] { kind_of_model(data_file("tiny-llama/model.safetensors")); }, "pass the directory");
