@@ -1,6 +1,7 @@
 #include "base/resources.h"
 
 #include <fmt/format.h>
+#include <malloc.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -63,6 +64,13 @@ int usable_cores() {
     cores = std::min(cores, static_cast<int>(std::ceil(quota / period)));
   }
   return std::max(cores, 1);
+}
+
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 256 << 20);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+#endif
 }
 
 std::string machine_description() {

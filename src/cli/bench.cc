@@ -26,21 +26,21 @@ CpuModel load(const CommonOptions& common, const ModelOptions& model, Options& o
     throw usage_error("nothing to measure, or two things", "bench", "give either --model PATH or --shape NAME");
   }
   if (!model.model.empty()) {
-    CpuModel loaded = load_model(model.model, true, common, model);
+    CpuModel loaded = load_model(model.model, common, model);
     use_measured_kernels(loaded, model);
     return loaded;
   }
   options.random.scheme = parse_scheme(options.scheme);
   return make_model(random_weights(shape_config(options.shape, options.vocabulary), options.random), options.shape,
-                    true, common, model);
+                    common, model);
 }
 
 int run(CommonOptions common, const ModelOptions& model_options, Options options) {
   common.json = common.json || options.format == "json";
   apply(common);
   if (options.bench.threads.empty()) options.bench.threads = {common.threads};
-  options.bench.compensators_off = model_options.compensators != "on";
-  options.bench.compensators_on = model_options.compensators != "off";
+  options.bench.compensators_on = model_options.density() > 0;
+  options.bench.compensators_off = model_options.compensators == "both" || model_options.density() == 0;
   CpuModel model = load(common, model_options, options);
   const BenchReport report = run_bench(model, options.bench, [](const std::string& test) { log::info("{}", test); });
   if (common.json) {
@@ -48,6 +48,8 @@ int run(CommonOptions common, const ModelOptions& model_options, Options options
     json["model"] = model_options.model.empty() ? options.shape : model_options.model;
     json["isa"] = model.isa();
     json["activations"] = model_options.activations;
+    json["compensator_density"] = model_options.density();
+    json["kv_cache_dtype"] = name(model_options.kv_cache_type);
     json["head_dtype"] = model_options.head_type;
     print_json(json);
   } else {
@@ -86,12 +88,9 @@ void add_bench(CommandLine& line) {
   command.add_option("--gate-hidden", options->random.gate_hidden, "Gates of --shape; 0: none")
       ->capture_default_str()
       ->group("Model");
-  command.add_option("--compensators", model->compensators, "both (by turns), on or off")
-      ->check(CLI::IsMember({"both", "on", "off"}).description(""))
-      ->type_name("both|on|off")
-      ->capture_default_str()
-      ->group("Model");
+  add_compensators_option(command, model, "both");
   add_kernel_options(command, model);
+  add_kv_cache_option(command, &model->kv_cache_type);
   BenchOptions& bench = options->bench;
   const auto list = [&command](const char* name, auto& values, const char* text) {
     command.add_option(name, values, text)->delimiter(',')->type_name("LIST")->capture_default_str()->group("Tests");

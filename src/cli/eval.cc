@@ -102,25 +102,26 @@ int run(const CommonOptions& common, const ModelOptions& model_options, const Op
     throw usage_error("nothing to evaluate on", "eval", "give --text FILE, --tasks FILE, or both");
   }
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
-  CpuModel model = load_model(model_options.model, wants_compensators(model_options), common, model_options);
+  CpuModel model = load_model(model_options.model, common, model_options);
   std::optional<CpuModel> reference;
   if (!options.reference.empty()) {
     ModelOptions oracle;
     oracle.activations = "a32";
     oracle.kv_cache_type = KvCacheType::f32;
-    reference.emplace(load_model(options.reference, true, common, oracle));
+    reference.emplace(load_model(options.reference, common, oracle));
   }
 
   const Session session{common, options, tokenizer, model, reference ? &*reference : nullptr};
   const auto result = evaluate_text(session);
   const auto tasks = evaluate_tasks(session);
   const ModelSummary summary = summarize(model.weights());
-  const EvalBytes bytes{summary.budget_base_bytes, wants_compensators(model_options) ? summary.compensator_bytes : 0};
+  const EvalBytes bytes{summary.budget_base_bytes, kept_compensator_bytes(model, model_options)};
   if (common.json) {
     auto document = result ? eval_document(*result, bytes, tasks) : tasks_document(tasks, bytes);
     document["model"] = model_options.model;
     document["kv_cache_dtype"] = name(model_options.kv_cache_type);
-    document["compensators"] = wants_compensators(model_options) && !summary.compensators.empty();
+    document["compensators"] = model_options.density() > 0 && !summary.compensators.empty();
+    document["compensator_density"] = summary.compensators.empty() ? 0.0 : model_options.density();
     print_json(document);
   } else {
     if (result) print_result(*result);

@@ -88,7 +88,7 @@ MeanGates mean_gates(ModelWeights weights, const CommonOptions& common, const Op
   if (used == 0) throw bad_input("the text has no tokens", options.text, "pass a longer text");
   ModelOptions model_options;
   model_options.activations = "a32";
-  CpuModel model = make_model(std::move(weights), options.model, true, common, model_options);
+  CpuModel model = make_model(std::move(weights), options.model, common, model_options);
   log::info("measuring the mean of the gates on {} tokens", used);
   return measure_mean_gates(model, std::span(ids).first(static_cast<std::size_t>(used)), length);
 }

@@ -90,8 +90,8 @@ int run(const CommonOptions& common, const ModelOptions& model_options, Options 
   auto weights = std::async(std::launch::async, [&] { return read_weights(model_options.model, model_options); });
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
   const auto prompt = prompt_tokens(tokenizer, options);
-  CpuModel model =
-      make_model(weights.get(), model_options.model, wants_compensators(model_options), common, model_options);
+  CpuModel model = make_model(weights.get(), model_options.model, common, model_options);
+  options.generate.compensator_density = model_options.density();
   use_measured_kernels(model, model_options);
   for (const std::int32_t id : tokenizer.named().end) options.generate.eos_token_ids.push_back(id);
 

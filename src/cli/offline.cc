@@ -151,6 +151,7 @@ void add_commands(CommandLine& line) {
 
 int main(int argc, char** argv) {
   spear::cli::use_known_blas_kernels(argv);
+  spear::keep_freed_memory();
   // oneDNN keeps compiled kernels of the last 1,024 shapes, megabytes each; a growing KV cache has a new shape per
   // token.
   setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256", /*overwrite=*/0);

@@ -25,11 +25,17 @@ double parse_budget(const std::string& text) {
 void OfflineOptions::add_model(CLI::App& command, const std::string& help) {
   command.add_option("--model,--reference", model, help)->required();
   add_common_options(command, common);
+  add_device(command);
 }
 
 void OfflineOptions::add_reference(CLI::App& command) {
   command.add_option("--reference", model, "full-precision parent: GGUF file or Hugging Face directory")->required();
   add_common_options(command, common);
+  add_device(command);
+}
+
+void OfflineOptions::add_device(CLI::App& command) {
+  command.add_option("--device", device, "auto (a GPU if libtorch has one), cpu or cuda")->capture_default_str()->group("Machine");
 }
 
 void OfflineOptions::add_backbone(CLI::App& command, bool as_model) {
@@ -100,6 +106,7 @@ RecoverOptions OfflineOptions::resolve() const {
   options.tasks.assign(tasks.begin(), tasks.end());
   options.force = force;
   options.resume = resume;
+  options.device = device;
   options.command = command_line;
   Recipe& recipe = options.recipe;
   recipe = preset_recipe(preset);

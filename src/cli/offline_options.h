@@ -17,7 +17,7 @@ struct OfflineOptions {
   std::string model, backbone, out, workspace, text, calibration, command_line;
   std::string preset = "quick", scheme = "w4-channel-sym", quantizer = "tuned", budget = "1%", placement;
   std::string rotation;  ///< empty: what goes with the quantizer and the model
-  std::string latency_table;
+  std::string latency_table, device = "auto";
   std::string tune;  ///< empty: what goes with the quantizer
   std::vector<std::string> tasks;
   std::uint64_t seed = 0;
@@ -28,6 +28,7 @@ struct OfflineOptions {
 
   void add_model(CLI::App& command, const std::string& help);
   void add_reference(CLI::App& command);
+  void add_device(CLI::App& command);
   void add_backbone(CLI::App& command, bool as_model);
   void add_output(CLI::App& command);
   void add_workspace(CLI::App& command);

@@ -9,7 +9,6 @@
 #include "cli/commands.h"
 #include "cli/model_options.h"
 #include "engine/fusion_profile.h"
-#include "engine/scheduler/compensator_order.h"
 
 namespace spear::cli {
 namespace {
@@ -110,9 +109,8 @@ void print_table(const LatencyTable& table) {
 
 int run(const CommonOptions& common, const ModelOptions& model_options, const Options& options) {
   apply(common);
-  CpuModel model = load_model(model_options.model, true, common, model_options);
-  const auto modules = static_cast<std::size_t>(module_count(model.config()));
-  model.set_compensator_order(compensator_order(model.weights(), read_module_damage(model_options.model, modules)));
+  CpuModel model = load_model(model_options.model, common, model_options);
+  order_compensators(model, model_options.model);
   ProfileOptions wanted = options.profile;
   wanted.kv_cache_type = model_options.kv_cache_type;
   if (options.kernels) return run_kernels(common, model_options, options, model);

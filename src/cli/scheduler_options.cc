@@ -5,7 +5,6 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "engine/profile.h"
-#include "engine/scheduler/compensator_order.h"
 
 namespace spear::cli {
 
@@ -44,8 +43,7 @@ void add_scheduling_options(CLI::App& command, SchedulingOptions& options) {
 std::optional<LatencyModel> prepare_scheduler(SchedulingOptions& options, CpuModel& model,
                                               const ModelOptions& model_options) {
   options.scheduler.exclusive = options.batching == "exclusive";
-  const auto modules = static_cast<std::size_t>(module_count(model.config()));
-  model.set_compensator_order(compensator_order(model.weights(), read_module_damage(model_options.model, modules)));
+  order_compensators(model, model_options.model);
   std::optional<LatencyTable> table;
   const LatencyKey key = latency_key(model, model_options.kv_cache_type, model_options.head_type, SPEAR_VERSION);
   if (options.latency_table == "auto") {

@@ -86,7 +86,7 @@ ServedModel served_model(const ModelOptions& model_options, const ServeOptions& 
   for (const std::int32_t id : tokenizer.named().end) served.stop_token_ids.push_back(id);
   served.defaults = default_sampling(model_options.model);
   const bool has_compensators = !summarize(model.weights()).compensators.empty();
-  served.compensator_density = has_compensators && wants_compensators(model_options) ? 1.0 : 0.0;
+  served.compensator_density = has_compensators && model_options.density() > 0 ? 1.0 : 0.0;
   return served;
 }
 
@@ -168,8 +168,8 @@ int run(const CLI::App& command, const CommonOptions& common, const ModelOptions
   }
   auto weights = std::async(std::launch::async, [&] { return read_weights(model_options.model, model_options); });
   const Tokenizer tokenizer = load_tokenizer(model_options.model);
-  CpuModel model =
-      make_model(weights.get(), model_options.model, wants_compensators(model_options), common, model_options);
+  CpuModel model = make_model(weights.get(), model_options.model, common, model_options);
+  options.scheduling.scheduler.density = model_options.density() > 0 ? model_options.density() : 1.0;
   const ServedModel served = served_model(model_options, options, model, tokenizer);
   const TokenBudgetPolicy policy(options.max_batched_tokens);
   std::optional<LatencyModel> latency = prepare_scheduler(options.scheduling, model, model_options);

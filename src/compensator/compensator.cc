@@ -26,6 +26,10 @@ void require_finite(const char* what, std::span<const std::uint16_t> bits, float
 
 }  // namespace
 
+std::size_t compensators_at(double density, std::size_t count) {
+  return static_cast<std::size_t>(std::ceil(std::clamp(density, 0.0, 1.0) * static_cast<double>(count) - 1e-9));
+}
+
 void Compensator::validate() const {
   if (!a || rank < 1 || gate_rows < 0 || a->rows != rank + gate_rows) {
     throw bad_input(fmt::format("compensator of rank {} + {} gate rows does not fit its A of {} rows", rank, gate_rows,

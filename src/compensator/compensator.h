@@ -19,6 +19,9 @@ struct CompensatorInput {
   std::int64_t storage_bytes() const { return rows * cols + 2 * rows; }
 };
 
+/// How many of `count` compensators a density (0 to 1) keeps: rounded up.
+std::size_t compensators_at(double density, std::size_t count);
+
 /// The gate's MLP in bf16; absent (hidden == 0) means g ≡ 1.
 struct CompensatorGate {
   std::int64_t hidden = 0;

@@ -33,6 +33,7 @@ Engine::Engine(PagedModel& model, const EngineOptions& options, const ChunkPolic
       blocks_(options.num_blocks, cache_->block_size(), options.hash_seed),
       scheduler_(policy != nullptr ? Scheduler(scheduler_options(options), *this, *policy)
                                    : Scheduler(scheduler_options(options), *this, *latency)) {
+  totals_.compensator_density = options_.scheduler.density;
   const auto most = static_cast<std::size_t>(options_.max_num_seqs);
   chunks_.reserve(most);
   sampled_.reserve(most);
@@ -82,7 +83,7 @@ RequestId Engine::add(Request request) {
   sequence->arrival = arrival == 0 || options_.clock ? now() : arrival;
   if (wanted.slo.ttft_ms > 0) sequence->ttft = wanted.slo.ttft_ms * 1e-3;
   if (wanted.slo.itl_ms > 0) sequence->itl = wanted.slo.itl_ms * 1e-3;
-  if (density) sequence->density_class = static_cast<std::int32_t>(std::lround(*density * 1000));
+  if (density) sequence->density_class = density_key(*density);
   const std::size_t all = sequences_.size() + ended_.size() + 1;
   for (auto* list : {&sequences_, &ended_, &reported_}) list->reserve(all);
   outputs_.reserve(all);

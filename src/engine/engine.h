@@ -90,7 +90,7 @@ class Engine final : private KvSpace {
   std::vector<float> last_hidden_, logits_;
   std::vector<Sequence*> sampled_;
   std::vector<StepOutput> outputs_;
-  double model_density_ = 1;
+  double model_density_ = -1;  // of the last step; none yet
   Scheduler scheduler_;
 };
 

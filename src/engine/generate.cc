@@ -39,6 +39,7 @@ EngineOptions engine_options(const PagedModel& model, std::span<const std::int32
   engine.kv_cache_type = options.kv_cache_type;
   engine.max_num_seqs = 1;
   engine.prefix_caching = false;
+  engine.scheduler.density = options.compensator_density;
   return engine;
 }
 

@@ -20,6 +20,7 @@ struct GenerateOptions {
   std::vector<std::int64_t> eos_token_ids = {};  ///< in addition to those of the model's config
   bool ignore_eos = false;
   KvCacheType kv_cache_type = KvCacheType::bf16;
+  double compensator_density = 1;  ///< part of the compensators that is applied
 };
 
 struct GenerateResult {

@@ -69,7 +69,7 @@ struct EngineStats {
   std::int64_t prompt_tokens = 0, generation_tokens = 0;
   std::int64_t prefix_queries = 0, prefix_hits = 0;  ///< tokens looked up and found
   std::int64_t refused = 0;                          ///< first tokens that could not have come in time
-  std::int64_t steps = 0, shed_steps = 0;            ///< all; those with fewer compensators than there are
+  std::int64_t steps = 0, shed_steps = 0;            ///< all; those with fewer compensators than usual
   double compensator_density = 1;                    ///< of the last step
   double predicted_seconds = 0, step_seconds = 0;    ///< of the last step; predicted: 0 without a latency model
 };

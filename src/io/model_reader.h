@@ -28,8 +28,8 @@ bool is_weights_file(const std::filesystem::path& file);
 /// Config alone, without reading weights.
 ModelConfig read_model_config(const std::filesystem::path& path);
 
-/// The type that most weights of read_model() will be held in, by header or config alone: f32 of a GGUF file, else what
-/// config.json says, bf16 where it says nothing.
+/// How wide most weights of read_model() will be, by header or config alone: f32 of a GGUF file or where config.json says
+/// so, else bf16, for any type of 16 bits.
 DType weights_type(const std::filesystem::path& path);
 
 /// Reads and validates a model. Dense GGUF tensors become f32 (q and k rows back in half-split order); dense

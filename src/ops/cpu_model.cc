@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <optional>
 
 #include "base/error.h"
@@ -54,12 +53,15 @@ struct CpuModel::State {
   }
 
   void set_density(double density) {
-    const auto size = static_cast<double>(compensator_order.size());
-    const auto count = static_cast<std::size_t>(std::ceil(std::clamp(density, 0.0, 1.0) * size - 1e-9));
+    const std::size_t count = compensators_at(density, compensator_order.size());
     const auto active = ops.active_compensators();
     for (std::size_t i = 0; i < compensator_order.size(); ++i) {
       active[static_cast<std::size_t>(compensator_order[i])] = i < count ? 1 : 0;
     }
+  }
+
+  std::int64_t bytes_per_token() {
+    return prepared.bytes_per_token(compensators ? ops.active_compensators() : std::span<std::uint8_t>());
   }
 
   /// Final normalized hidden states, kept until the next call. The chunks have been checked.
@@ -136,7 +138,7 @@ std::string_view CpuModel::isa() const { return state_->kernels.isa; }
 int CpuModel::threads() const { return state_->pool->size(); }
 void CpuModel::set_threads(int threads) { state_->pool.emplace(threads); }
 Activations CpuModel::activations() const { return state_->prepared.activations; }
-std::int64_t CpuModel::bytes_per_token() const { return state_->prepared.bytes_per_token(state_->compensators); }
+std::int64_t CpuModel::bytes_per_token() const { return state_->bytes_per_token(); }
 
 std::unique_ptr<KvCache> CpuModel::make_cache(std::int64_t batch, std::int64_t capacity) {
   return std::make_unique<CpuKvCache>(config(), config().num_hidden_layers, batch, capacity, state_->kv_cache_type);

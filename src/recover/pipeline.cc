@@ -303,7 +303,7 @@ DiagnoseReport diagnose_model(const RecoverOptions& options) {
 }
 
 void preflight(const RecoverOptions& options, const ModelConfig& config) {
-  const Needs needs = estimate_needs(config, options.recipe, torch::elementSize(compute_type(default_device())),
+  const Needs needs = estimate_needs(config, options.recipe, torch::elementSize(compute_type(device_named(options.device))),
                                      static_cast<std::int64_t>(element_bytes(weights_type(options.reference))));
   const std::int64_t memory = available_memory_bytes();
   const auto gigabytes = [](std::int64_t bytes) { return format_bytes(static_cast<double>(bytes)); };

@@ -21,6 +21,7 @@ struct RecoverOptions {
   std::int64_t context = 1024, windows = 20;  ///< of `text`
   std::vector<std::filesystem::path> tasks;   ///< questions to answer before and after (eval/tasks.h)
   bool force = false, resume = false;
+  std::string device = "auto";         ///< device_named() of torch/torch_tensors.h
   std::string command;                 ///< as typed, for the manifest
   Recipe recipe;
 };

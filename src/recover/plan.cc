@@ -133,7 +133,7 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
     return all;
   };
   if (!recovers) return scaled(std::move(stages));
-  const double diagnosed = tokens_of(recipe.diagnose.sequences, recipe.diagnose.length) * module_count(config);
+  const double diagnosed = tokens_of(std::min(recipe.diagnose.sequences, recipe.held_out_sequences), std::min(recipe.diagnose.length, recipe.samples.length)) * module_count(config);
   stages.push_back({"diagnose", recipe.diagnose.restore_one ? "quantize one, restore one, delta KL, Fisher" : "quantize one, Fisher",
                     kDiagnose * (recipe.diagnose.restore_one ? 2 : 1) * diagnosed * (work.linears + 2 * work.head)});
   stages.push_back({"reference states", "of the samples",

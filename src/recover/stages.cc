@@ -122,7 +122,7 @@ Stages::Stages(const RecoverOptions& options)
       reference_(read_model(options.reference)),
       reference_sha256_(model_sha256(options.reference)),
       tokenizer_(load_tokenizer(options.reference)),
-      device_(default_device()),
+      device_(device_named(options.device)),
       compute_(compute_type(device_)) {
   if (!options.backbone.empty()) read_given_backbone();
   Rotation& rotation = options_.recipe.rotation;

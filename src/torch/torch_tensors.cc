@@ -54,7 +54,13 @@ torch::Tensor round_to_f16(const torch::Tensor& tensor) {
   return tensor + (tensor.detach().to(torch::kFloat16).to(torch::kFloat32) - tensor.detach());
 }
 
-torch::Device default_device() { return torch::cuda::is_available() ? torch::kCUDA : torch::kCPU; }
+torch::Device device_named(const std::string& name) {
+  if (name == "cpu") return torch::kCPU;
+  if (name != "auto" && name != "cuda") throw usage_error(fmt::format("'{}' is no device", name), "--device", "use auto, cpu or cuda");
+  if (torch::cuda::is_available()) return torch::kCUDA;
+  if (name == "auto") return torch::kCPU;
+  throw usage_error("this libtorch has no GPU", "--device cuda", "use --device cpu, or build with a libtorch for CUDA and check nvidia-smi");
+}
 
 torch::ScalarType compute_type(torch::Device device) {
   constexpr const char* kVariable = "SPEAR_FORCE_COMPUTE";

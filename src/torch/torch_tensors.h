@@ -27,8 +27,9 @@ std::vector<std::uint16_t> bf16_bits(const torch::Tensor& tensor);
 /// Rounded to what f16 can hold, as float32; gradients pass straight through.
 torch::Tensor round_to_f16(const torch::Tensor& tensor);
 
-/// GPU if libtorch has one, else the CPU.
-torch::Device default_device();
+/// "auto": a GPU if libtorch has one, else the CPU; "cpu"; "cuda". Throws Error(usage) for another name, and for cuda where
+/// libtorch has no GPU.
+torch::Device device_named(const std::string& name);
 
 /// What linears are computed in, offline: bfloat16 on a GPU and on a CPU with instructions for it (torch and oneDNN emulate
 /// them elsewhere, up to a hundred times slower), else float32. SPEAR_FORCE_COMPUTE=bfloat16|float32 overrides it; throws

@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
@@ -133,7 +134,10 @@ TEST_F(CliTest, UsageErrorsEndWithTwoAndNameTheNearest) {
   expect_usage("generate --model x --prompt y --temperature hot", "--temperature");
   expect_usage("generate --model x --prompt y --temperature -1", "--temperature");
   expect_usage("generate --model x --prompt y --top-p 0", "--top-p");
-  expect_usage("generate --model x --prompt y --compensators maybe", "--compensators");
+  for (const char* part : {"maybe", "1.5", "-0.1", "nan", "0.5x", "both", "''"}) {
+    expect_usage(std::string("generate --model x --prompt y --compensators ") + part, "--compensators");
+  }
+  expect_usage("generate --model x --prompt y --device cuda", "--device");
   expect_usage("generate --model x --prompt y --frequency-penalty 3", "--frequency-penalty");
   expect_usage("generate --model x --prompt y --repetition-penalty 0", "--repetition-penalty");
   for (const char* bias : {"x", "1", "1=", "=2", "1=2x", "1=200", "-1=2"}) {
@@ -251,6 +255,17 @@ TEST_F(CliTest, EvalAgainstItselfAndAgainstTheParent) {
       json::parse(spear("eval --compensators off --model " + model() + " --reference " + model() + data).out);
   EXPECT_GT(off.at("kl").at("value").get<double>(), 1e-4);
   EXPECT_EQ(off.at("bytes").at("compensators"), 0);
+  const auto part = [&](const std::string& density) {
+    return json::parse(spear("eval --compensators " + density + " --model " + model() + " --reference " + model() + data).out);
+  };
+  const json half = part("0.5");
+  EXPECT_EQ(half.at("compensator_density"), 0.5);
+  EXPECT_GT(half.at("bytes").at("compensators").get<std::int64_t>(), 0);
+  EXPECT_LT(half.at("bytes").at("compensators").get<std::int64_t>(), self.at("bytes").at("compensators").get<std::int64_t>());
+  EXPECT_GT(half.at("kl").at("value").get<double>(), 1e-4);
+  EXPECT_NE(half.at("kl"), off.at("kl"));
+  EXPECT_EQ(part("0").at("kl"), off.at("kl"));
+  EXPECT_EQ(part("1").at("kl"), self.at("kl"));
   const json parent_kl = json::parse(spear("eval --model " + model() + " --reference " + parent() + data).out);
   EXPECT_GT(parent_kl.at("kl").at("value").get<double>(), 0.01);
   const json alone = json::parse(spear("eval --model " + model() + data).out);
@@ -279,9 +294,22 @@ TEST_F(CliTest, BenchMeasuresAModelOrAShape) {
   const json shape = json::parse(spear("bench --shape smollm2-135m --vocabulary 512 --json" + grid).out);
   EXPECT_EQ(shape.at("schema"), "spear.bench/1");
   EXPECT_EQ(shape.at("results").size(), 4U);  // prefill and decode, compensators on and off
-  const Outcome table = spear("bench --quiet --model " + model() + grid + "--compensators on --activations a8");
+  const Outcome table = spear("bench --quiet --model " + model() + grid + "--compensators on --activations a8 --kv-cache-dtype int8");
   EXPECT_EQ(table.code, 0);
   EXPECT_THAT(table.out, HasSubstr("roofline"));
+  const json half = json::parse(spear("bench --json --model " + model() + grid + "--compensators 0.5").out);
+  EXPECT_EQ(half.at("compensator_density"), 0.5);
+  const json both = json::parse(spear("bench --json --model " + model() + grid).out);
+  std::map<bool, std::int64_t> bytes;
+  for (const auto& row : both.at("results")) {
+    if (row.at("test") == "decode") bytes[row.at("compensators")] = row.at("bytes_per_token");
+  }
+  for (const auto& row : half.at("results")) {
+    EXPECT_EQ(row.at("compensators"), true);
+    if (row.at("test") != "decode") continue;
+    EXPECT_GT(row.at("bytes_per_token").get<std::int64_t>(), bytes.at(false));
+    EXPECT_LT(row.at("bytes_per_token").get<std::int64_t>(), bytes.at(true));
+  }
   EXPECT_EQ(spear("bench" + grid).code, 2);
   EXPECT_EQ(spear("bench --shape llama-2t" + grid).code, 2);
 }

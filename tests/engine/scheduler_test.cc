@@ -285,6 +285,45 @@ TEST(SchedulerTest, DensitiesTakeTurns) {
   EXPECT_EQ(steps[1], 20);
 }
 
+TEST(SchedulerTest, APartOfTheCompensatorsIsWhatEverybodyGets) {
+  Blocks blocks(1000);
+  LatencyModel model(synthetic_table());
+  Scheduler scheduler({.density = 0.38}, blocks, model);
+  EXPECT_EQ(scheduler.stats().density, 0.38);
+  auto usual = request_of(1, 10), same = request_of(2, 10), all = request_of(3, 10);
+  same.density_class = density_key(0.38);
+  all.density_class = density_key(1);
+  for (auto* request : {&usual, &same, &all}) scheduler.add(*request);
+  double now = 0;
+  std::map<double, std::size_t> sizes;
+  for (int i = 0; i < 10; ++i) {
+    const StepPlan& plan = scheduler.next(now);
+    sizes[plan.shape.density] = plan.batch.size();
+    now += plan.predicted;
+    take_step(scheduler, plan, now);
+  }
+  EXPECT_EQ(sizes, (std::map<double, std::size_t>{{0.38, 2}, {1, 1}}));
+  EXPECT_EQ(scheduler.stats().shed_steps, 0);
+}
+
+TEST(SchedulerTest, SheddingBeginsAtThePartThatIsUsual) {
+  LatencyTable table = synthetic_table();
+  for (double& value : table.compensators.value) value *= 2;
+  SimulationOptions options = exact();
+  options.scheduler.density = 0.5;
+  options.scheduler.shed_compensators = true;
+  options.scheduler.shed_floor = 0.25;
+  double least = 1, most = 0;
+  const auto shed = simulate(table, make_load(load_of(6, 300, 1000, 14)), options, [&](const Scheduler&, const StepPlan& plan, std::int64_t, double) {
+    if (plan.batch.empty()) return;
+    least = std::min(least, plan.shape.density);
+    most = std::max(most, plan.shape.density);
+  });
+  EXPECT_GT(shed.shed_steps, 0);
+  EXPECT_EQ(least, 0.25);
+  EXPECT_EQ(most, 0.5);
+}
+
 TEST(SchedulerTest, CompensatorsAreShedBeforeObjectivesAreMissed) {
   LatencyTable table = synthetic_table();
   for (double& value : table.compensators.value) value *= 2;  // 2.1 of the 5.3 ms of a decode

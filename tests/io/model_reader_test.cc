@@ -198,6 +198,20 @@ TEST_F(HuggingFace, EosTokensOfTheGenerationConfigAreAdded) {
   EXPECT_EQ(read_model_config(directory_.path()).eos_token_ids, (std::vector<std::int64_t>{1, 7}));
 }
 
+TEST_F(HuggingFace, TheTypeOfWeightsIsWhatTheConfigSays) {
+  const auto type_with = [&](const char* key, const char* value) {
+    json config = config_;
+    for (const char* each : {"dtype", "torch_dtype"}) config.erase(each);
+    if (key != nullptr) config[key] = value;
+    read(config);
+    return weights_type(directory_.path());
+  };
+  EXPECT_EQ(type_with("torch_dtype", "float32"), DType::f32);
+  EXPECT_EQ(type_with("dtype", "float32"), DType::f32);
+  EXPECT_EQ(type_with("torch_dtype", "float16"), DType::bf16);
+  EXPECT_EQ(type_with(nullptr, nullptr), DType::bf16);
+}
+
 TEST_F(HuggingFace, TensorsMissingMisshapenOrUnknown) {
   const std::string q = "model.layers.1.self_attn.q_proj.";
   const auto refused = [&](const std::function<void(TensorMap&)>& change, const std::string& text) {

@@ -21,6 +21,7 @@ const SchedulerOptions& checked(const SchedulerOptions& options) {
   require(options.aging > 0, "aging");
   require(options.starvation > 0, "starvation");
   require(options.min_chunk >= 1, "min_chunk");
+  require(options.density >= 0 && options.density <= 1, "density");
   require(options.shed_floor >= 0 && options.shed_floor <= 1, "shed_floor");
   return options;
 }
@@ -28,10 +29,11 @@ const SchedulerOptions& checked(const SchedulerOptions& options) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerOptions& options, KvSpace& kv, const ChunkPolicy* policy, LatencyModel* model)
-    : options_(checked(options)), kv_(kv), policy_(policy), model_(model) {
+    : options_(checked(options)), kv_(kv), policy_(policy), model_(model), density_(options.density) {
+  stats_.density = density_;
   classes_.push_back({});
   if (model_ == nullptr) return;
-  const StepShape largest{0, 0, options_.max_batched_tokens, 0, 1};
+  const StepShape largest{0, 0, options_.max_batched_tokens, 0, density_};
   prefill_rate_ = static_cast<double>(largest.prefill) / std::max(time(largest), 1e-9);
 }
 
@@ -46,12 +48,12 @@ Scheduler::DensityClass& Scheduler::class_of(const ScheduledRequest& request) {
 }
 
 double Scheduler::density_of(const DensityClass& group) const {
-  return group.key == kAnyDensity ? density_ : group.key / 1000.0;
+  return group.key == kAnyDensity ? density_ : group.key / kDensityKeys;
 }
 
 void Scheduler::add(ScheduledRequest& request) {
-  // Without shedding, all of them is what everybody gets.
-  if (!options_.shed_compensators && request.density_class == 1000) request.density_class = kAnyDensity;
+  // Without shedding, everybody gets the same part of them.
+  if (!options_.shed_compensators && request.density_class == density_key(density_)) request.density_class = kAnyDensity;
   if (model_ != nullptr && request.itl < kNever) {
     // What even a request alone would miss must not stop the others.
     const double alone = time_at_most({1, request.length, 0, 0, density_}) / options_.decode_share;
@@ -201,7 +203,7 @@ void Scheduler::plan_class(DensityClass& group, double now) {
   if (shape_.prefill > 0 || (prompts_.empty() && candidates_.empty())) group.last_prompt = now;
   if (group.key != kAnyDensity) return;
   stats_.density = density_;
-  if (density_ < 1) ++stats_.shed_steps;
+  if (density_ < options_.density) ++stats_.shed_steps;
 }
 
 /// Exclusive batches: prompts if it was worth the while, or the decodes.

@@ -2,6 +2,7 @@
 // run the same decisions (docs/scheduler.md).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -14,6 +15,9 @@ namespace spear {
 
 inline constexpr double kNever = std::numeric_limits<double>::infinity();
 inline constexpr std::int32_t kAnyDensity = -1;
+inline constexpr double kDensityKeys = 1000;
+/// Requests of one key share their steps.
+inline std::int32_t density_key(double density) { return static_cast<std::int32_t>(std::lround(density * kDensityKeys)); }
 
 /// What the scheduler knows of a request. Times are seconds on the clock of whoever calls it.
 struct ScheduledRequest {
@@ -68,6 +72,7 @@ struct SchedulerOptions {
   double aging = 15;           ///< seconds of waiting that count as one priority
   double starvation = 1;       ///< after seconds without prompt tokens, min_chunk are computed whatever it costs
   std::int64_t min_chunk = 16;
+  double density = 1;              ///< part of the compensators of requests that do not insist on one
   bool shed_compensators = false;  ///< drop compensators before an objective is missed ...
   double shed_floor = 0.15;        ///< ... down to this part of them
 };
@@ -157,7 +162,7 @@ class Scheduler {
   std::vector<DensityClass> classes_;
   std::uint64_t step_ = 0;
   double prefill_rate_ = 0, recent_tokens_ = 0, recent_seconds_ = 0;
-  double density_ = 1;
+  double density_;
   int calm_steps_ = 0;
   bool alternate_ = false;  // exclusive, without objectives: prompts had the last step
   SchedulerStats stats_;

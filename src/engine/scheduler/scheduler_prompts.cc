@@ -42,11 +42,14 @@ void Scheduler::choose_density(const DensityClass& group, double now) {
     return now + static_cast<double>(first_tokens) / rate <= first &&
            (last == kNever || now + static_cast<double>(tokens) / rate <= last);
   };
-  double wanted = options_.shed_floor, above = 1;
-  for (const double density : kDensities) {
+  const double most = options_.density;
+  double wanted = std::min(options_.shed_floor, most), above = most;
+  for (const double step : kDensities) {
+    const double density = std::min(step, most);
     if (density > density_) above = density;  // they descend: the next one up is the last of these
   }
-  for (const double density : kDensities) {
+  for (const double step : kDensities) {
+    const double density = std::min(step, most);
     if (density <= options_.shed_floor) break;
     if (!enough(density)) continue;
     wanted = density;

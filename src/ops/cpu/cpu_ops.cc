@@ -135,22 +135,22 @@ void CpuWeights::release(ModelWeights& weights) const {
   }
 }
 
-std::int64_t CpuWeights::bytes_per_token(bool compensators) const {
+std::int64_t CpuWeights::bytes_per_token(std::span<const std::uint8_t> active) const {
   const auto bytes_of = [](const Linear& linear) {
     return linear.weight ? linear.weight->view().rows * linear.weight->view().row_bytes : linear.packed.bytes();
   };
   std::int64_t bytes = bytes_of(head_linear());
-  for (const Linear& linear : linears) {
+  std::set<const PackedMatrix*> inputs;  // a shared A is read once
+  for (std::size_t i = 0; i < linears.size(); ++i) {
+    const Linear& linear = linears[i];
     bytes += bytes_of(linear) + static_cast<std::int64_t>(linear.bias.size() * sizeof(float));
-    if (!compensators) continue;
-    if (linear.packed_compensator) bytes += linear.packed_compensator->bytes();
-    if (linear.compensator)
-      bytes += linear.rows() * linear.compensator->rank + linear.cols() * linear.compensator->inputs;
+    if (active.empty() || active[i] == 0) continue;
+    if (linear.packed_compensator) {
+      bytes += linear.packed_compensator->bytes();
+      if (inputs.insert(linear.packed_a).second) bytes += linear.packed_a->bytes();
+    }
+    if (linear.compensator) bytes += linear.rows() * linear.compensator->rank + linear.cols() * linear.compensator->inputs;
   }
-  if (compensators) {
-    for (const auto& input : packed_inputs_) bytes += input.second.bytes();
-  }
-  for (const auto& norm : norms) bytes += static_cast<std::int64_t>(norm.size() * sizeof(float));
   return bytes;
 }
 

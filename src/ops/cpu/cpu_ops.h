@@ -50,8 +50,9 @@ struct CpuWeights {
   void read_embedding(const Kernels& kernels, std::int64_t token, float* out) const;
   /// Frees the codes of packed linears in the model they came from: they would be held twice.
   void release(ModelWeights& weights) const;
-  /// Bytes of all weights and compensators that one token's forward pass and logits read.
-  std::int64_t bytes_per_token(bool compensators) const;
+  /// Bytes that one token's forward pass and logits read: all weights, and the compensators of `active` modules (a flag per
+  /// module; none if empty).
+  std::int64_t bytes_per_token(std::span<const std::uint8_t> active) const;
 
   ModelConfig config;
   Activations activations;
