@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <ctime>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/interrupt.h"
@@ -41,7 +43,7 @@ std::vector<double> nodes_up_to(std::initializer_list<std::int64_t> nodes, std::
 class Profiler {
  public:
   Profiler(CpuModel& model, const ProfileOptions& options)
-      : options_(options), timer_(model, options.kv_cache_type, {options.max_decodes, options.max_chunk, options.max_context}, options.seed) {}
+      : model_(model), options_(options), timer_(model, options.kv_cache_type, {options.max_decodes, options.max_chunk, options.max_context}, options.seed) {}
 
   std::int64_t max_context() const { return timer_.max_context(); }
   Random& random() { return timer_.random(); }
@@ -65,39 +67,59 @@ class Profiler {
     }
   }
 
-  /// What `densities` add to each step of `rows`, by turns, so that a change of the machine's mood meets all of them.
+  /// What `densities`, the first of them none, add to each step of `rows`. A part of the compensators adds its share of their
+  /// bytes, so that all densities tell about one number per row count, and that number grows with the rows.
   LatencyGrid compensators(const std::vector<double>& densities, const std::vector<double>& rows, double seconds) {
-    LatencyGrid grid{densities, rows, std::vector<double>(densities.size() * rows.size(), 0.0)};
-    for (std::size_t j = 0; j < rows.size(); ++j) {
-      Step step;
-      const auto count = static_cast<std::int64_t>(rows[j]);
-      (count <= options_.max_decodes ? step.decodes : step.prefill) = count;
-      std::vector<std::vector<double>> added(densities.size());
-      double spent = 0;
-      timer_.run(step);
-      while (added[0].size() < 3 || (spent < seconds / static_cast<double>(rows.size()) && added[0].size() < 400)) {
-        if (interrupted()) throw Error(ExitCode::interrupted, "interrupted", "profile", "");
-        double none = 0;
-        for (std::size_t k = 0; k < densities.size(); ++k) {
-          // Forth and back again: what drifts cancels.
-          const std::size_t i = added[0].size() % 2 == 0 ? k : (densities.size() - k) % densities.size();
-          step.density = densities[i];
-          const double ms = timer_.run(step);
-          spent += ms * 1e-3;
-          if (i == 0) none = ms;
-          added[i].push_back(ms - none);
-        }
-      }
-      for (std::size_t i = 1; i < densities.size(); ++i) {
-        std::sort(added[i].begin(), added[i].end());
-        grid.node(i, j) = std::max(0.0, added[i][added[i].size() / 2]);
-      }
+    std::vector<double> shares;
+    for (const double density : densities) {
+      model_.set_compensator_density(density);
+      shares.push_back(static_cast<double>(model_.bytes_per_token()));
     }
-    grid.make_monotone();
+    const double none = shares.front(), all = shares.back() - none;
+    for (double& share : shares) share = (share - none) / all;
+    std::vector<Estimate> estimates;
+    for (const double count : rows) {
+      estimates.push_back(added_by_all(static_cast<std::int64_t>(count), densities, shares, seconds / static_cast<double>(rows.size())));
+    }
+    const std::vector<double> added = nearest_increasing(estimates);
+    LatencyGrid grid{densities, rows, {}};
+    for (const double share : shares) {
+      for (const double ms : added) grid.value.push_back(std::max(0.0, ms) * share);
+    }
     return grid;
   }
 
  private:
+  /// What all compensators add to a step of `rows`: densities by turns, so that a change of the machine's mood meets all.
+  Estimate added_by_all(std::int64_t rows, const std::vector<double>& densities, const std::vector<double>& shares, double seconds) {
+    Step step;
+    (rows <= options_.max_decodes ? step.decodes : step.prefill) = rows;
+    std::vector<double> rounds;
+    const double squares = std::inner_product(shares.begin(), shares.end(), shares.begin(), 0.0);
+    double spent = 0;
+    timer_.run(step);
+    while (rounds.size() < 3 || (spent < seconds && rounds.size() < 400)) {
+      if (interrupted()) throw Error(ExitCode::interrupted, "interrupted", "profile", "");
+      double none = 0, sum = 0;
+      for (std::size_t k = 0; k < densities.size(); ++k) {
+        // Forth and back again: what drifts cancels.
+        const std::size_t i = rounds.size() % 2 == 0 ? k : (densities.size() - k) % densities.size();
+        step.density = densities[i];
+        const double ms = timer_.run(step);
+        spent += ms * 1e-3;
+        if (i == 0) none = ms;
+        sum += shares[i] * (ms - none);
+      }
+      rounds.push_back(sum / squares);  // the slope through 0 that fits the round best
+    }
+    const double middle = median(rounds);
+    double spread = 0;
+    for (const double each : rounds) spread += std::fabs(each - middle);
+    spread = std::max(spread / static_cast<double>(rounds.size()), 1e-6);
+    return {middle, static_cast<double>(rounds.size()) / (spread * spread)};
+  }
+
+  CpuModel& model_;
   const ProfileOptions& options_;
   StepTimer timer_;
 };

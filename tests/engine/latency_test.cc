@@ -31,6 +31,16 @@ TEST(LatencyTest, GridsAreLinearBetweenNodes) {
   EXPECT_EQ(noisy.value, (std::vector<double>{1, 1, 2, 1, 1, 5}));
 }
 
+TEST(LatencyTest, NoisyEstimatesBecomeTheNearestIncreasingValues) {
+  const auto values = [](std::vector<Estimate> estimates) { return nearest_increasing(estimates); };
+  EXPECT_EQ(values({}), std::vector<double>{});
+  EXPECT_EQ(values({{1}, {2}, {2}, {5}}), (std::vector<double>{1, 2, 2, 5}));
+  EXPECT_EQ(values({{3}, {2}, {1}}), (std::vector<double>{2, 2, 2}));
+  EXPECT_EQ(values({{1}, {4}, {2}, {3}, {9}}), (std::vector<double>{1, 3, 3, 3, 9}));
+  // One bad estimate that is known to be bad hardly moves the others.
+  EXPECT_NEAR(values({{1, 100}, {2, 100}, {-50, 0.01}}).at(1), 2, 0.01);
+}
+
 TEST(LatencyTest, AStepIsTheSumOfItsParts) {
   const LatencyTable table = synthetic_table();
   EXPECT_NEAR(table.milliseconds({1, 32, 0, 0, 1}), 5.3, 1e-9);

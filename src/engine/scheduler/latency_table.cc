@@ -39,6 +39,28 @@ void LatencyGrid::make_monotone() {
   }
 }
 
+std::vector<double> nearest_increasing(std::span<const Estimate> estimates) {
+  struct Block {
+    double value, weight;
+    std::size_t size;
+  };
+  std::vector<Block> blocks;
+  for (const Estimate& estimate : estimates) {
+    blocks.push_back({estimate.value, estimate.weight, 1});
+    while (blocks.size() > 1 && blocks[blocks.size() - 2].value > blocks.back().value) {
+      const Block last = blocks.back();
+      blocks.pop_back();
+      Block& merged = blocks.back();
+      merged.value = (merged.value * merged.weight + last.value * last.weight) / (merged.weight + last.weight);
+      merged.weight += last.weight;
+      merged.size += last.size;
+    }
+  }
+  std::vector<double> out;
+  for (const Block& block : blocks) out.insert(out.end(), block.size, block.value);
+  return out;
+}
+
 double HeldOutStep::relative_error() const {
   return measured_ms > 0 ? std::fabs(predicted_ms - measured_ms) / measured_ms : 0.0;
 }

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,13 @@ struct LatencyGrid {
   /// must not look cheaper.
   void make_monotone();
 };
+
+struct Estimate {
+  double value = 0, weight = 1;  ///< weight: 1 / variance
+};
+
+/// The values that never fall and are nearest to the estimates (pool adjacent violators): noise of both signs.
+std::vector<double> nearest_increasing(std::span<const Estimate> estimates);
 
 /// A step that no node was made from.
 struct HeldOutStep {
