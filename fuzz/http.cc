@@ -4,7 +4,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <thread>
@@ -48,6 +50,36 @@ HttpServer& server() {
   return *running;
 }
 
+sockaddr_in loopback(std::uint32_t host, std::uint16_t port) {
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl(host);
+  return address;
+}
+
+/// Each connection comes from an address of its own: a server that closes first keeps the pair of addresses for a minute,
+/// and one client's ports would run out.
+int connect_to_server() {
+  static std::uint32_t connections = 0;
+  const auto to = loopback(INADDR_LOOPBACK, server().port());
+  while (true) {
+    const auto from = loopback((127U << 24) + 1 + ++connections % 0xFFFF00, 0);
+    const int peer = ::socket(AF_INET, SOCK_STREAM, 0);
+    const linger at_once{1, 0};
+    const int on = 1;
+    ::setsockopt(peer, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    ::setsockopt(peer, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    const bool bound = peer >= 0 && ::bind(peer, reinterpret_cast<const sockaddr*>(&from), sizeof from) == 0;
+    if (bound && ::connect(peer, reinterpret_cast<const sockaddr*>(&to), sizeof to) == 0) return peer;
+    if (errno != EINTR) {  // libFuzzer's clock
+      std::perror("no connection to the server under test");
+      std::abort();
+    }
+    ::close(peer);
+  }
+}
+
 void send_all(int peer, const std::uint8_t* data, std::size_t size) {
   while (size > 0) {
     const ssize_t sent = ::send(peer, data, size, MSG_NOSIGNAL);
@@ -61,14 +93,7 @@ void send_all(int peer, const std::uint8_t* data, std::size_t size) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size < 2) return 0;
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(server().port());
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  const int peer = ::socket(AF_INET, SOCK_STREAM, 0);
-  const linger at_once{1, 0};  // no TIME_WAIT: ports would run out
-  ::setsockopt(peer, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
-  if (peer < 0 || ::connect(peer, reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) std::abort();
+  const int peer = connect_to_server();
   const std::size_t cut = data[0] % size;
   send_all(peer, data + 1, cut);
   send_all(peer, data + 1 + cut, size - 1 - cut);
