@@ -1,7 +1,5 @@
 // The commands that need libtorch: recover, quantize, calibrate, diagnose.
 #include <fmt/format.h>
-#include <torch/torch.h>
-
 #include <cstdlib>
 #include <functional>
 #include <string>
@@ -16,6 +14,7 @@
 #include "cli/offline_options.h"
 #include "cli/offline_print.h"
 #include "recover/pipeline.h"
+#include "torch/libtorch.h"
 
 namespace spear::cli {
 namespace {

@@ -2,9 +2,8 @@
 // the columns still to come, along the inverse Hessian of the inputs.
 #pragma once
 
-#include <torch/torch.h>
-
 #include "quant/quantized_linear.h"
+#include "torch/libtorch.h"
 
 namespace spear {
 

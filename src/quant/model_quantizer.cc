@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/progress.h"
+#include "torch/transposed_product.h"
 
 namespace spear {
 namespace {

@@ -1,9 +1,8 @@
 // A 4-bit weight as tensors, while it is being made; W4Matrix (tensor/w4.h) is what it becomes.
 #pragma once
 
-#include <torch/torch.h>
-
 #include "model/weights.h"
+#include "torch/libtorch.h"
 
 namespace spear {
 

@@ -1,7 +1,7 @@
 // The low-rank part of a quantization error that matters most to a module's output.
 #pragma once
 
-#include <torch/torch.h>
+#include "torch/libtorch.h"
 
 namespace spear {
 

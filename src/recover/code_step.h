@@ -2,9 +2,8 @@
 // nearest code. One pass over memory per step on the CPU, tensor operations elsewhere.
 #pragma once
 
-#include <torch/torch.h>
-
 #include "tensor/w4.h"
+#include "torch/libtorch.h"
 
 namespace spear {
 

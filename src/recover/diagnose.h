@@ -1,13 +1,12 @@
 // Where quantization hurts: the change of the final hidden state when one module alone is quantized (or restored).
 #pragma once
 
-#include <torch/torch.h>
-
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
 
 #include "quant/model_quantizer.h"
+#include "torch/libtorch.h"
 #include "torch/torch_model.h"
 
 namespace spear {

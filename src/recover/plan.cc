@@ -43,11 +43,12 @@ struct Work {
 };
 
 // Seconds per FLOP of each kind of work: SmolLM2-135M, preset quick (256 x 128 tokens for the quantizer), two Zen 4 cores:
-// 198, 42, 166, 82, 49, 172 and 180 s; diagnosis and evaluation from slower cores (docs/formats.md), scaled as times are.
-constexpr double kDecode = 3.6e-12, kDecodeAttention = 7.0e-11, kStates = 3.5e-12, kQuantize = 4.8e-12,
+// 166, 82, 49, 172 and 180 s; diagnosis and evaluation from slower cores (docs/formats.md), scaled as times are; sampling from
+// two Emerald Rapids cores, 167 and 72 s.
+constexpr double kDecode = 1.8e-12, kDecodeAttention = 3.5e-11, kStates = 3.5e-12, kQuantize = 4.8e-12,
                  kDiagnose = 2.9e-12, kTrain = 4.5e-12, kEvaluate = 4.4e-12;
-// The same preset on two Zen 3 cores: what is no product moves twice the bytes; sampling, the online plane's, takes half of that.
-constexpr double kFloat32 = 1.6, kOnlineSampling = 0.5;
+// The same preset on two Zen 3 cores: what is no product moves twice the bytes.
+constexpr double kFloat32 = 1.6;
 constexpr double kClosedForm = 0.25;  // of the chain's time, without its rounding (H200: 14 of 58 s)
 constexpr double kRows = 4;  // of the table: reference, RTN, quantized, recovered
 
@@ -111,8 +112,7 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
   const double sampled = tokens_of(recipe.samples.sequences, recipe.samples.length);
   const double quantizer_tokens = tokens_of(recipe.quantizer_sequences, recipe.quantizer_length);
   const auto sampling = [&](double tokens, std::int64_t length) {
-    const double seconds = tokens * (2 * (work.linears + work.head) * kDecode + work.attention(length) * kDecodeAttention);
-    return compute_bytes > 2 ? seconds * kOnlineSampling : seconds;
+    return tokens * (2 * (work.linears + work.head) * kDecode + work.attention(length) * kDecodeAttention);
   };
   const bool recovers = command == PlannedCommand::recover;
   const bool chain = recipe.quantizer == "tuned" || recipe.quantizer == "gptq";

@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/random.h"
 #include "eval/text_windows.h"
+#include "io/model_reader.h"
 #include "ops/cpu_model.h"
 #include "recover/stages.h"
 #include "text/chat_template.h"
@@ -64,15 +65,13 @@ CalibrationSet Stages::sample(const std::string& stage, const SampleOptions& wan
       workspace_.save(stage, key, {{"tokens", int_tensor({rows, want.length}, {tokens.begin(), tokens.end()})}});
     };
     set.tokens = timed(stage, [&] {
-      if (device_.is_cpu() && compute_ == torch::kFloat32) {
-        // Without bfloat16 instructions libtorch would read float32 weights for every token; the online plane reads half of that.
-        drop_model();
-        CpuModel online(reference_, {.threads = at::get_num_threads(), .activations = Activations::a8, .head_type = HeadType::bf16,
-                                     .kv_cache_type = KvCacheType::bf16});
-        return sample_sequences(online, openings, want, std::move(set.tokens), keep);
-      }
-      const PackedInference packed(reference_model());
-      return sample_sequences(reference_model(), openings, want, std::move(set.tokens), keep);
+      if (device_.is_cuda()) return sample_sequences(reference_model(), openings, want, std::move(set.tokens), keep);
+      // One token at a time is the online plane's trade: twice as fast as libtorch, with or without bfloat16 instructions,
+      // and faster still where the reference is a quantized file, whose codes it takes as they are.
+      drop_model();
+      CpuModel online(read_backbone(options_.reference), {.threads = at::get_num_threads(), .activations = Activations::a8,
+                                                          .head_type = HeadType::bf16, .kv_cache_type = KvCacheType::bf16});
+      return sample_sequences(online, openings, want, std::move(set.tokens), keep);
     });
   }
   if (!options_.calibration.empty()) {

@@ -84,7 +84,7 @@ class Stages {
   nlohmann::json input_key() const;  ///< identifies reference and backbone
 
  private:
-  static constexpr int kVersion = 7;  ///< raised when a stage's result changes for the same inputs
+  static constexpr int kVersion = 8;  ///< raised when a stage's result changes for the same inputs
 
   void read_given_backbone();
   TorchModel& model_on(const ModelWeights& weights);

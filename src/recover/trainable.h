@@ -2,8 +2,6 @@
 // gains are rounded inside the forward pass, so that what is trained is what will be stored.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <map>
 #include <string>
 #include <vector>
@@ -12,6 +10,7 @@
 #include "model/weights.h"
 #include "quant/model_quantizer.h"
 #include "recover/code_step.h"
+#include "torch/libtorch.h"
 #include "torch/torch_model.h"
 
 namespace spear {

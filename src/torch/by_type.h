@@ -1,9 +1,9 @@
 // From a tensor to the elements that tensor/elements.h knows.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <cstdint>
+
+#include "torch/libtorch.h"
 
 namespace spear {
 

@@ -135,89 +135,6 @@ SPEAR_INLINE void rotate_impl(std::int64_t length, std::int64_t heads, std::int6
   }
 }
 
-// Eight lanes, not sixteen: GCC takes wider vectors than the processor has apart in memory.
-typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));  // NOLINT: `using` drops the attributes
-constexpr std::int64_t kVector = 8;
-
-SPEAR_INLINE Vector& at(float* p) { return *reinterpret_cast<Vector*>(p); }
-SPEAR_INLINE const Vector& at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
-
-SPEAR_INLINE float dot(std::int64_t n, const float* a, const float* b) {
-  typedef int Index __attribute__((vector_size(32)));  // NOLINT
-  Vector low = {}, high = {};
-  std::int64_t i = 0;
-  for (; i + 2 * kVector <= n; i += 2 * kVector) {
-    low += at(a + i) * at(b + i);
-    high += at(a + i + kVector) * at(b + i + kVector);
-  }
-  float rest = 0;
-  for (; i < n; ++i) rest += a[i] * b[i];
-  low += high;
-  low += __builtin_shuffle(low, Index{4, 5, 6, 7, 0, 1, 2, 3});
-  low += __builtin_shuffle(low, Index{2, 3, 0, 1, 6, 7, 4, 5});
-  low += __builtin_shuffle(low, Index{1, 0, 3, 2, 5, 4, 7, 6});
-  return low[0] + rest;
-}
-
-/// sum += weights[j] * rows[j]: rows [keys, dim]. Sums stay in registers over all rows.
-SPEAR_INLINE void add_weighted(std::int64_t keys, std::int64_t dim, const float* weights, const float* rows, float* sum) {
-  std::int64_t i = 0;
-  for (; i + 4 * kVector <= dim; i += 4 * kVector) {
-    Vector s0 = at(sum + i), s1 = at(sum + i + kVector), s2 = at(sum + i + 2 * kVector), s3 = at(sum + i + 3 * kVector);
-    for (std::int64_t j = 0; j < keys; ++j) {
-      const float* const row = rows + j * dim + i;
-      s0 += weights[j] * at(row);
-      s1 += weights[j] * at(row + kVector);
-      s2 += weights[j] * at(row + 2 * kVector);
-      s3 += weights[j] * at(row + 3 * kVector);
-    }
-    at(sum + i) = s0;
-    at(sum + i + kVector) = s1;
-    at(sum + i + 2 * kVector) = s2;
-    at(sum + i + 3 * kVector) = s3;
-  }
-  for (std::int64_t j = 0; j < keys; ++j) {
-    for (std::int64_t k = i; k < dim; ++k) sum[k] += weights[j] * rows[j * dim + k];
-  }
-}
-
-SPEAR_INLINE const float* as_floats(std::int64_t, const float* rows, float*) { return rows; }
-SPEAR_INLINE const float* as_floats(std::int64_t count, const std::uint16_t* rows, float* scratch) {
-  for (std::int64_t i = 0; i < count; ++i) scratch[i] = load(rows[i]);
-  return scratch;
-}
-
-template <class T>
-SPEAR_INLINE void decode_attention_impl(std::int64_t groups, std::int64_t dim, std::int64_t seen, float scale, const T* q,
-                                        const T* k, const T* v, T* out, float* scratch) {
-  float *query = scratch, *sum = query + groups * dim, *rows = sum + groups * dim, *scores = rows + kDecodeKeys * dim;
-  for (std::int64_t i = 0; i < groups * dim; ++i) {
-    query[i] = load(q[i]) * scale;
-    sum[i] = 0;
-  }
-  for (std::int64_t begin = 0; begin < seen; begin += kDecodeKeys) {
-    const std::int64_t keys = seen - begin < kDecodeKeys ? seen - begin : kDecodeKeys;
-    const float* const block = as_floats(keys * dim, k + begin * dim, rows);
-    for (std::int64_t g = 0; g < groups; ++g) {
-      for (std::int64_t j = 0; j < keys; ++j) scores[g * seen + begin + j] = dot(dim, query + g * dim, block + j * dim);
-    }
-  }
-  for (std::int64_t g = 0; g < groups; ++g) {
-    float* s = scores + g * seen;
-    float largest = s[0];
-    for (std::int64_t j = 1; j < seen; ++j) largest = s[j] > largest ? s[j] : largest;
-    for (std::int64_t j = 0; j < seen; ++j) s[j] = vector_exp(s[j] - largest);
-    const float inverse = 1.0F / lane_sum(seen, [=](std::int64_t j) { return s[j]; });
-    for (std::int64_t j = 0; j < seen; ++j) s[j] *= inverse;
-  }
-  for (std::int64_t begin = 0; begin < seen; begin += kDecodeKeys) {
-    const std::int64_t keys = seen - begin < kDecodeKeys ? seen - begin : kDecodeKeys;
-    const float* const block = as_floats(keys * dim, v + begin * dim, rows);
-    for (std::int64_t g = 0; g < groups; ++g) add_weighted(keys, dim, scores + g * seen + begin, block, sum + g * dim);
-  }
-  for (std::int64_t i = 0; i < groups * dim; ++i) store(out[i], sum[i]);
-}
-
 }  // namespace
 
 // target_clones cannot be put on templates: one pair of plain functions per kernel.
@@ -254,9 +171,6 @@ SPEAR_INSTANTIATE(scale_backward, BACKWARD_SCALE, (rows, n, y, factor, dout, dy,
 
 #define ROTATE(T) (std::int64_t length, std::int64_t heads, std::int64_t dim, const float* cos, const float* sin, bool inverse, const T* x, T* out)
 SPEAR_INSTANTIATE(rotate, ROTATE, (length, heads, dim, cos, sin, inverse, x, out))
-
-#define DECODE_ATTENTION(T) (std::int64_t groups, std::int64_t dim, std::int64_t seen, float scale, const T* q, const T* k, const T* v, T* out, float* scratch)
-SPEAR_INSTANTIATE(decode_attention, DECODE_ATTENTION, (groups, dim, seen, scale, q, k, v, out, scratch))
 
 SPEAR_VECTOR_CLONES double kl_row(std::int64_t vocab, float* student, const float* teacher) {
   float max_s = student[0], max_t = teacher[0];

@@ -34,16 +34,6 @@ template <class T>
 void rotate(std::int64_t length, std::int64_t heads, std::int64_t dim, const float* cos, const float* sin, bool inverse,
             const T* x, T* out);
 
-/// Attention of one position: the queries q [groups, dim] that share one head of keys and values [seen, dim],
-/// scores multiplied by `scale` -> out [groups, dim]. scratch: decode_attention_scratch(...) floats.
-template <class T>
-void decode_attention(std::int64_t groups, std::int64_t dim, std::int64_t seen, float scale, const T* q, const T* k,
-                      const T* v, T* out, float* scratch);
-inline constexpr std::int64_t kDecodeKeys = 64;  ///< of a block, which stays in the cache for all queries of a group
-constexpr std::int64_t decode_attention_scratch(std::int64_t groups, std::int64_t dim, std::int64_t seen) {
-  return (2 * groups + kDecodeKeys) * dim + groups * seen;
-}
-
 /// KL of one row; student becomes softmax(student) − softmax(teacher).
 double kl_row(std::int64_t vocab, float* student, const float* teacher);
 

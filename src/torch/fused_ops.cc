@@ -1,6 +1,7 @@
 #include "torch/fused_ops.h"
 
 #include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "torch/by_type.h"
 #include "torch/fused_cpu.h"
@@ -171,31 +172,6 @@ class Rotate : public torch::autograd::Function<Rotate> {
 /// arithmetic to spare and not the launches.
 std::int64_t query_block(const Tensor& query) { return query.is_cpu() ? 128 : 1024; }
 
-/// One query per sequence, on the CPU: reads the cache in place. The general path would copy it and build kernels for
-/// every new length.
-Tensor decode_attention(const Tensor& query, const Tensor& key, const Tensor& value, double scale) {
-  const std::int64_t batch = query.size(0), heads = query.size(1), dim = query.size(3);
-  const std::int64_t kv_heads = key.size(1), keys = key.size(2), groups = heads / kv_heads;
-  const Tensor q = query.contiguous();
-  Tensor out = torch::empty({batch, heads * dim}, query.options());
-  by_type(q, [&](auto tag) {
-    using T = decltype(tag);
-    at::parallel_for(0, batch * kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
-      std::vector<float> scratch(static_cast<std::size_t>(fused::decode_attention_scratch(groups, dim, keys)));
-      for (std::int64_t i = begin; i < end; ++i) {
-        const std::int64_t sequence = i / kv_heads, head = i % kv_heads;
-        fused::decode_attention<T>(groups, dim, keys, static_cast<float>(scale), data<T>(q) + i * groups * dim,
-                                   data<T>(key) + sequence * key.stride(0) + head * key.stride(1),
-                                   data<T>(value) + sequence * value.stride(0) + head * value.stride(1),
-                                   data<T>(out) + i * groups * dim, scratch.data());
-      }
-    });
-  });
-  return out;
-}
-
-bool rows_contiguous(const Tensor& t) { return t.stride(3) == 1 && t.stride(2) == t.size(3); }
-
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const Tensor& gain, double eps, torch::ScalarType out_type) {
@@ -233,10 +209,6 @@ Tensor causal_attention(const Tensor& query, const Tensor& key, const Tensor& va
   const auto first_key = [&](std::int64_t position) {
     return window > 0 ? std::max<std::int64_t>(position + 1 - window, 0) : 0;
   };
-  if (length == 1 && query.is_cpu() && !torch::GradMode::is_enabled() && rows_contiguous(key) && rows_contiguous(value)) {
-    const std::int64_t first = first_key(past);
-    return decode_attention(query, key.narrow(2, first, keys - first), value.narrow(2, first, keys - first), scale);
-  }
   const auto q = (query * scale).view({batch * kv_heads, groups, length, dim});
   const auto k = key.reshape({batch * kv_heads, keys, dim});
   const auto v = value.reshape({batch * kv_heads, keys, dim});

@@ -2,7 +2,7 @@
 // over memory with float32 arithmetic inside; elsewhere they are composed of tensor operations.
 #pragma once
 
-#include <torch/torch.h>
+#include "torch/libtorch.h"
 
 namespace spear {
 

@@ -83,7 +83,7 @@ Stream<TorchOps> TorchOps::embed(Batch& batch, NormId gain) {
 torch::Tensor TorchOps::linear(const torch::Tensor& x, ModuleId id, torch::Tensor& z, torch::Tensor& z_owner) {
   if (model_.before_linear) model_.before_linear(id, x);
   const TorchLinear& slot = model_.linear(id);
-  auto y = slot.packed ? slot.packed->multiply(x, x.scalar_type()) : torch::linear(x, slot.weight);
+  auto y = torch::linear(x, slot.weight);
   if (slot.row_factor.defined()) y = scale_columns(y, slot.row_factor);
   if (slot.compensator) {
     if (!z_owner.defined() || !z_owner.is_same(slot.compensator->a)) {
@@ -238,20 +238,7 @@ Stream<TorchOps> TorchModel::advance(Stream<TorchOps> stream, std::int64_t begin
 }
 
 torch::Tensor TorchModel::logits(const torch::Tensor& hidden) const {
-  if (weights_.packed_head) return weights_.packed_head->multiply(hidden.to(torch::kBFloat16), torch::kFloat32);
   return torch::linear(hidden, weights_.head);
-}
-
-PackedInference::PackedInference(TorchModel& model) : model_(model) {
-  if (!model.device().is_cpu() || model.compute_type() != torch::kBFloat16 || !has_bf16_kernels()) return;
-  torch::NoGradGuard no_grad;
-  for (TorchLinear& slot : model.weights().linears) slot.packed = std::make_shared<PackedWeight>(slot.weight);
-  model.weights().packed_head = std::make_shared<PackedWeight>(model.weights().head.to(torch::kBFloat16));
-}
-
-PackedInference::~PackedInference() {
-  for (TorchLinear& slot : model_.weights().linears) slot.packed.reset();
-  model_.weights().packed_head.reset();
 }
 
 std::vector<float> TorchModel::hidden_states(const TokenBatch& tokens, KvCache* cache) {

@@ -3,8 +3,6 @@
 // tensors into the slots before a forward pass; who measures replaces or observes single modules.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <array>
 #include <functional>
 #include <memory>
@@ -14,7 +12,7 @@
 #include "model/forward_model.h"
 #include "model/transformer.h"
 #include "model/weights.h"
-#include "torch/packed_matmul.h"
+#include "torch/libtorch.h"
 
 namespace spear {
 
@@ -41,7 +39,6 @@ struct TorchLinear {
   torch::Tensor row_factor;  ///< [out] float32 that multiplies the rows of weight, if defined: row scales in training
   torch::Tensor bias;        ///< [out] float32, if defined
   std::optional<TorchCompensator> compensator;
-  std::shared_ptr<PackedWeight> packed;  ///< of `weight`, while a PackedInference lives
 };
 
 /// All tensors of a model on one device.
@@ -52,7 +49,6 @@ struct TorchWeights {
   std::vector<torch::Tensor> gains;  ///< by NormId, float32; undefined where the model has none
   std::vector<TorchLinear> linears;  ///< by ModuleId
   torch::Tensor rotation;  ///< Q of a rotated stream [hidden, hidden] float32, or undefined
-  std::shared_ptr<PackedWeight> packed_head;  ///< as TorchLinear::packed
 };
 
 class TorchModel;
@@ -134,20 +130,6 @@ class TorchModel : public ForwardModel {
   torch::Device device_;
   torch::ScalarType compute_;
   std::array<std::pair<torch::Tensor, torch::Tensor>, 2> rotary_;  ///< by locality: cos, sin: [positions, head_dim / 2] float32
-};
-
-/// While it lives, linears and head of a bfloat16 model on the CPU use weights laid out once and for all: what many calls
-/// with few rows need. The head is then rounded to bfloat16; slots must not change meanwhile, and there are no gradients.
-/// Has no effect where has_bf16_kernels() is false, or on another device or type.
-class PackedInference {
- public:
-  explicit PackedInference(TorchModel& model);
-  ~PackedInference();
-  PackedInference(const PackedInference&) = delete;
-  PackedInference& operator=(const PackedInference&) = delete;
-
- private:
-  TorchModel& model_;
 };
 
 }  // namespace spear

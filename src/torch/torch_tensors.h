@@ -1,11 +1,10 @@
 // Between host tensors of this project and libtorch.
 #pragma once
 
-#include <torch/torch.h>
-
 #include "compensator/compensator.h"
 #include "model/weights.h"
 #include "tensor/tensor.h"
+#include "torch/libtorch.h"
 
 namespace spear {
 
@@ -31,8 +30,9 @@ torch::Tensor round_to_f16(const torch::Tensor& tensor);
 /// libtorch has no GPU.
 torch::Device device_named(const std::string& name);
 
-/// What linears are computed in, offline: bfloat16 on a GPU and on a CPU with instructions for it (torch and oneDNN emulate
-/// them elsewhere, up to a hundred times slower), else float32. SPEAR_FORCE_COMPUTE=bfloat16|float32 overrides it; throws
+/// What linears are computed in, offline: bfloat16 on a GPU and on a CPU that multiplies it faster than float32, else float32.
+/// Intel's AVX-512 BF16 without AMX does not, and without such instructions torch and oneDNN emulate them, up to a hundred
+/// times slower. SPEAR_FORCE_COMPUTE=bfloat16|float32 overrides it; throws
 /// Error(usage) on another value.
 torch::ScalarType compute_type(torch::Device device);
 /// "bfloat16", "float32".

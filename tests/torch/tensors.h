@@ -1,12 +1,11 @@
 // What the tests of the offline plane share: float64 comparisons of tensors, seeded random tensors.
 #pragma once
 
-#include <torch/torch.h>
-
 #include <limits>
 #include <span>
 
 #include "ops/random_model.h"
+#include "torch/libtorch.h"
 
 namespace spear::testing {
 
