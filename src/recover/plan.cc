@@ -47,8 +47,9 @@ struct Work {
 // two Emerald Rapids cores, 167 and 72 s.
 constexpr double kDecode = 1.8e-12, kDecodeAttention = 3.5e-11, kStates = 3.5e-12, kQuantize = 4.8e-12,
                  kDiagnose = 2.9e-12, kTrain = 4.5e-12, kEvaluate = 4.4e-12;
-// The same preset on two Zen 3 cores: what is no product moves twice the bytes.
-constexpr double kFloat32 = 1.6;
+// The same preset in float32, on two Zen 3 and on two Emerald Rapids cores: what is no product moves twice the bytes; the
+// quantizer's is float32 anyway.
+constexpr double kFloat32 = 1.45, kFloat32Quantize = 1.05;
 constexpr double kClosedForm = 0.25;  // of the chain's time, without its rounding (H200: 14 of 58 s)
 constexpr double kRows = 4;  // of the table: reference, RTN, quantized, recovered
 
@@ -116,8 +117,8 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
   };
   const bool recovers = command == PlannedCommand::recover;
   const bool chain = recipe.quantizer == "tuned" || recipe.quantizer == "gptq";
-  const double quantizing = kQuantize * (quantizer_tokens * (4 * work.linears + 6 * work.moments) +
-                                         4 * work.rounding + 4 * work.factors);
+  const double quantizing = kQuantize * (compute_bytes > 2 ? kFloat32Quantize / kFloat32 : 1.0) *
+                            (quantizer_tokens * (4 * work.linears + 6 * work.moments) + 4 * work.rounding + 4 * work.factors);
   std::vector<PlannedStage> stages;
   if (recovers) {
     stages.push_back({"samples", fmt::format("{:.0f}k tokens from the reference", sampled / 1e3),
