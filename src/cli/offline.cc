@@ -1,5 +1,6 @@
 // The commands that need libtorch: recover, quantize, calibrate, diagnose.
 #include <fmt/format.h>
+
 #include <cstdlib>
 #include <functional>
 #include <string>

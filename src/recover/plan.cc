@@ -43,8 +43,8 @@ struct Work {
 };
 
 // Seconds per FLOP of each kind of work: SmolLM2-135M, preset quick (256 x 128 tokens for the quantizer), two Zen 4 cores:
-// 166, 82, 49, 172 and 180 s; diagnosis and evaluation from slower cores (docs/formats.md), scaled as times are; sampling from
-// two Emerald Rapids cores, 167 and 72 s.
+// 166, 82, 49, 172 and 180 s; diagnosis and evaluation from slower cores (docs/formats.md), scaled as times are; sampling
+// is half of what libtorch took there, which is what the online plane took elsewhere.
 constexpr double kDecode = 1.8e-12, kDecodeAttention = 3.5e-11, kStates = 3.5e-12, kQuantize = 4.8e-12,
                  kDiagnose = 2.9e-12, kTrain = 4.5e-12, kEvaluate = 4.4e-12;
 // The same preset in float32, on two Zen 3 and on two Emerald Rapids cores: what is no product moves twice the bytes; the

@@ -19,6 +19,17 @@ std::vector<std::uint16_t> bits_of(const torch::Tensor& tensor, torch::ScalarTyp
   return {data, data + host.numel()};
 }
 
+/// Intel's cores start one bfloat16 product of vectors per cycle, or two float32 ones: as many multiply-adds.
+/// With AMX they do sixteen times that, and AMD's start as many of either.
+bool multiplies_bf16_faster() {
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  return !__builtin_cpu_is("intel") || __builtin_cpu_supports("amx-bf16");
+#else
+  return true;
+#endif
+}
+
 }  // namespace
 
 torch::Tensor to_torch(const Tensor& tensor) {
@@ -53,17 +64,6 @@ std::vector<std::uint16_t> bf16_bits(const torch::Tensor& tensor) { return bits_
 
 torch::Tensor round_to_f16(const torch::Tensor& tensor) {
   return tensor + (tensor.detach().to(torch::kFloat16).to(torch::kFloat32) - tensor.detach());
-}
-
-/// Than float32. Intel's cores start one bfloat16 product of vectors per cycle, or two float32 ones: as many multiply-adds.
-/// With AMX they do sixteen times that, and AMD's start as many of either.
-static bool multiplies_bf16_faster() {
-#ifdef __x86_64__
-  __builtin_cpu_init();
-  return !__builtin_cpu_is("intel") || __builtin_cpu_supports("amx-bf16");
-#else
-  return true;
-#endif
 }
 
 torch::Device device_named(const std::string& name) {

@@ -145,6 +145,27 @@ TEST(FusedOpsTest, CausalAttention) {
   }
 }
 
+TEST(FusedOpsTest, AttentionOfOnePositionSeesNothingBehindTheKeys) {
+  torch::NoGradGuard no_grad;
+  for (const auto type : {torch::kFloat32, torch::kBFloat16}) {
+    for (const std::int64_t keys : {1, 15, 16, 33}) {
+      const auto query = random_tensor({3, 6, 1, 20}, 14, 2.0).to(type);
+      // A cache of 40 positions; what lies behind `keys` is poison.
+      auto cache_k = random_tensor({3, 2, 40, 20}, 15, 2.0).to(type), cache_v = random_tensor({3, 2, 40, 20}, 16).to(type);
+      cache_k.narrow(2, keys, 40 - keys).fill_(NAN);
+      cache_v.narrow(2, keys, 40 - keys).fill_(NAN);
+      const auto k = cache_k.narrow(2, 0, keys), v = cache_v.narrow(2, 0, keys);
+      for (const std::int64_t window : {0, 1, 15}) {
+        const auto expected = composed_attention(query.to(torch::kFloat64), k.to(torch::kFloat64), v.to(torch::kFloat64),
+                                                 0.25, window);
+        const auto got = causal_attention(query, k, v, 0.25, window);
+        EXPECT_EQ(got.scalar_type(), type);
+        EXPECT_LT(distance(got.to(torch::kFloat64), expected), type == torch::kFloat32 ? 5e-6 : kBFloat16) << keys;
+      }
+    }
+  }
+}
+
 TEST(FusedOpsTest, KlOfRowsAndItsGradient) {
   for (const std::int64_t vocab : {3, 16, 1000}) {
     const auto teacher = random_tensor({7, vocab}, 12, 3.0), student = teacher + random_tensor({7, vocab}, 13, 0.5);
