@@ -51,8 +51,25 @@ void q_k(const std::byte* block, std::uint8_t* codes, float* scales, float* mini
   }
 }
 
-constexpr std::array kTypes = {GgufCodes{3, 4, 32, 20, q4_1}, GgufCodes{7, 5, 32, 24, q5_1},
-                               GgufCodes{12, 4, 256, 144, q_k<false>}, GgufCodes{13, 5, 256, 176, q_k<true>}};
+// Two halves of 128 weights; in each, 64 bytes of low nibbles and 32 bytes that hold the top two bits of four weights.
+void q6_k(const std::byte* block, std::uint8_t* codes, float* scales, float* minima) {
+  const float d = half_at(block + 208);
+  for (std::size_t group = 0; group < 16; ++group) {
+    scales[group] = d * static_cast<float>(signed_at(block + 192, group));
+    minima[group] = 0;
+  }
+  for (std::size_t i = 0; i < 256; ++i) {
+    const std::size_t half = i / 128;
+    const std::size_t quarter = i % 128 / 32;
+    const unsigned low = byte_at(block + half * 64, quarter % 2 * 32 + i % 32) >> (quarter / 2 * 4) & 0xfU;
+    const unsigned high = byte_at(block + 128 + half * 32, i % 32) >> (quarter * 2) & 3U;
+    codes[i] = static_cast<std::uint8_t>(low | high << 4);
+  }
+}
+
+constexpr std::array kTypes = {GgufCodes{3, 4, 32, 20, 32, 0, q4_1}, GgufCodes{7, 5, 32, 24, 32, 0, q5_1},
+                               GgufCodes{12, 4, 256, 144, 32, 0, q_k<false>}, GgufCodes{13, 5, 256, 176, 32, 0, q_k<true>},
+                               GgufCodes{14, 6, 256, 210, 16, 32, q6_k}};
 
 }  // namespace
 

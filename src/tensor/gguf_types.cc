@@ -63,29 +63,14 @@ void from_codes(Bytes bytes, Floats out) {
   const auto block_bytes = static_cast<std::size_t>(type.block_bytes), block_size = static_cast<std::size_t>(type.block_size);
   const std::size_t count = std::min(bytes.size() / block_bytes, out.size() / block_size);
   std::uint8_t codes[kLargestBlock];
-  float scales[kLargestBlock / kGgufCodeGroup], minima[kLargestBlock / kGgufCodeGroup];
+  float scales[kLargestBlock / kSmallestGgufGroup], minima[kLargestBlock / kSmallestGgufGroup];
   for (std::size_t block = 0; block < count; ++block) {
     type.unpack(bytes.data() + block * block_bytes, codes, scales, minima);
     for (std::size_t i = 0; i < block_size; ++i) {
-      const std::size_t group = i / kGgufCodeGroup;
-      out[block * block_size + i] = scales[group] * static_cast<float>(codes[i]) - minima[group];
+      const std::size_t group = i / static_cast<std::size_t>(type.group);
+      out[block * block_size + i] = scales[group] * static_cast<float>(codes[i] - type.zero) - minima[group];
     }
   }
-}
-
-// Two halves of 128 weights; in each, 64 bytes of low nibbles and 32 bytes that hold the top two bits of four weights.
-void q6_k(Bytes bytes, Floats out) {
-  for_each_block<210, 256>(bytes, out, [](const std::byte* in, float* w) {
-    const float d = half_at(in + 208);
-    for (std::size_t i = 0; i < 256; ++i) {
-      const std::size_t half = i / 128;
-      const std::size_t quarter = i % 128 / 32;
-      const unsigned low = byte_at(in + half * 64, quarter % 2 * 32 + i % 32) >> (quarter / 2 * 4) & 0xfU;
-      const unsigned high = byte_at(in + 128 + half * 32, i % 32) >> (quarter * 2) & 3U;
-      const float scale = d * static_cast<float>(signed_at(in + 192, i / 16));
-      w[i] = scale * static_cast<float>(static_cast<int>(low | high << 4) - 32);
-    }
-  });
 }
 
 // Types without a function are known so that an error can name them.
@@ -102,7 +87,7 @@ constexpr std::array kTypes = {
     GgufType{11, "Q3_K", 256, 110},
     GgufType{12, "Q4_K", 256, 144, from_codes<12>, 0, 2},
     GgufType{13, "Q5_K", 256, 176, from_codes<13>, 0, 2},
-    GgufType{14, "Q6_K", 256, 210, q6_k, 208},
+    GgufType{14, "Q6_K", 256, 210, from_codes<14>, 208},
     GgufType{15, "Q8_K", 256, 292},
     GgufType{16, "IQ2_XXS", 256, 66},
     GgufType{17, "IQ2_XS", 256, 74},

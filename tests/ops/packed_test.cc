@@ -42,8 +42,10 @@ struct ActivationBuffers {
         half_bits(static_cast<std::size_t>(bf16 ? m * depth : 0), 0x7fc0),
         scales(static_cast<std::size_t>(m * depth / 64), kPoison),
         sums(static_cast<std::size_t>(m * depth / 64), 12345),
-        halves(static_cast<std::size_t>(m * depth / 32), 12345) {
-    view = {planes, depth, codes.data(), scales.data(), sums.data(), halves.data(), bf16 ? half_bits.data() : nullptr};
+        halves(static_cast<std::size_t>(m * depth / 32), 12345),
+        quarters(static_cast<std::size_t>(m * depth / 16), 12345) {
+    view = {planes,        depth,         codes.data(), scales.data(), sums.data(),
+            halves.data(), bf16 ? half_bits.data() : nullptr, quarters.data()};
   }
   /// What the codes stand for.
   float value(std::int64_t row, std::int64_t col) const {
@@ -58,7 +60,7 @@ struct ActivationBuffers {
   std::vector<std::int8_t> codes;
   std::vector<std::uint16_t> half_bits;
   std::vector<float> scales;
-  std::vector<std::int32_t> sums, halves;
+  std::vector<std::int32_t> sums, halves, quarters;
   PackedActivations view;
 };
 
@@ -107,6 +109,11 @@ std::vector<PackedMatrix> matrices(std::int64_t rows, std::int64_t cols, const P
       out.push_back(PackedMatrix::from_blocks(testing::random_blocks(rows, cols, type, 6), type, context));
     }
   }
+  if (cols % 256 == 0) {
+    for (const char* type : {"Q4_K", "Q5_K", "Q6_K"}) {
+      out.push_back(PackedMatrix::from_blocks(testing::random_blocks(rows, cols, type, 6), type, context));
+    }
+  }
   const Tensor dense = Tensor::from_floats({rows, cols}, random_floats(rows * cols, 8));
   for (const HeadType type : {HeadType::int8, HeadType::bf16, HeadType::w4}) {
     out.push_back(PackedMatrix::head(dense, type, "head", context));
@@ -148,12 +155,13 @@ TEST_P(PackedTest, UnpackedRowsOfRegroupedWeightsAreSortedByGroup) {
 void round_scales_to_f16(const BlockMatrix& source, RefMatrix& values) {
   const GgufCodes& type = *find_gguf_codes(source.type->id);
   std::uint8_t codes[256];
-  float scales[8], minima[8];
+  float scales[16], minima[16];
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(values.values.size()); ++i) {
     if (i % 256 == 0) type.unpack(source.blocks.data() + i / 256 * type.block_bytes, codes, scales, minima);
     const auto half = [](float v) { return f16_to_f32(f32_to_f16(v)); };
-    const float rounded = half(scales[i % 256 / 32]) * static_cast<float>(codes[i % 256]) - half(minima[i % 256 / 32]);
-    const float slack = 0x1p-11F * (std::abs(scales[i % 256 / 32]) * 31 + std::abs(minima[i % 256 / 32]));
+    const float scale = scales[i % 256 / type.group], minimum = minima[i % 256 / type.group];
+    const float rounded = half(scale) * static_cast<float>(codes[i % 256] - type.zero) - half(minimum);
+    const float slack = 0x1p-11F * (std::abs(scale) * 32 + std::abs(minimum));
     EXPECT_NEAR(values.values[static_cast<std::size_t>(i)], rounded, 1.01F * slack);
     values.values[static_cast<std::size_t>(i)] = rounded;
   }
@@ -174,18 +182,15 @@ TEST_P(PackedTest, UnpackedRowsOfBlocksAreTheWeights) {
     const PackedMatrix packed = PackedMatrix::from_blocks(source, type, context_);
     RefMatrix expected = ref::dequantize(source);
     const std::string_view name = type;
-    EXPECT_EQ(packed.view().kind, name == "Q6_K" ? PackedKind::bf16 : name == "Q4_1" || name == "Q4_K" ? PackedKind::w4 : PackedKind::w8) << type;
-    if (name == "Q6_K") {
-      for (double& v : expected.values) v = bf16_to_f32(f32_to_bf16(static_cast<float>(v)));
-    } else if (name.ends_with("_K")) {
-      round_scales_to_f16(source, expected);
-    }
+    EXPECT_EQ(packed.view().kind, name == "Q4_1" || name == "Q4_K" ? PackedKind::w4 : PackedKind::w8) << type;
+    EXPECT_EQ(packed.view().group_size, name == "Q6_K" ? 16 : 32) << type;
+    if (name.ends_with("_K")) round_scales_to_f16(source, expected);
     EXPECT_EQ(values_of(packed.view()).values, expected.values) << type;
   }
 }
 
 TEST_P(PackedTest, MatchesTheReferenceForEveryFormatAndSize) {
-  for (const auto& [rows, cols] : {std::pair{1, 1}, {3, 7}, {16, 64}, {17, 65}, {33, 37}, {47, 129}, {64, 192}}) {
+  for (const auto& [rows, cols] : {std::pair{1, 1}, {3, 7}, {16, 64}, {17, 65}, {33, 37}, {47, 129}, {64, 192}, {35, 256}}) {
     for (const PackedMatrix& matrix : matrices(rows, cols, context_)) {
       const RefMatrix values = values_of(matrix.view());
       for (const std::int64_t m : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 25, 31, 32, 33, 64, 65}) {
@@ -227,6 +232,10 @@ TEST_P(PackedTest, QuantizedActivationsAreAsCloseAsTheirTypeAllows) {
       EXPECT_EQ(buffers.halves[static_cast<std::size_t>(half)], -sum);
     }
     EXPECT_EQ(buffers.sums[1], buffers.halves[2] + buffers.halves[3]);
+    for (std::size_t half = 0; half < buffers.halves.size(); ++half) {
+      EXPECT_EQ(buffers.halves[half], buffers.quarters[2 * half] + buffers.quarters[2 * half + 1]);
+    }
+    EXPECT_NE(buffers.quarters[0], buffers.quarters[1]);
     const float largest = *std::max_element(x.begin(), x.begin() + 64);
     EXPECT_LE(buffers.scales[0], largest / (planes == 1 ? 63 : 8191));
   }
@@ -265,10 +274,10 @@ TEST_P(PackedTest, OneHotInputsReturnTheDequantizedColumnsExactly) {
 }
 
 TEST_P(PackedTest, IntegerWeightsGiveTheSameBitsOnEveryInstructionSet) {
-  constexpr std::int64_t kCols = 330, kTokens = 9;
-  const auto x = random_floats(kTokens * kCols, 4);
-  for (const std::int64_t rows : {7, 37}) {
-    for (const PackedMatrix& matrix : matrices(rows, kCols, context_)) {
+  constexpr std::int64_t kTokens = 9;
+  for (const auto& [rows, cols] : {std::pair{7, 330}, {37, 330}, {37, 256}}) {
+    const auto x = random_floats(kTokens * cols, 4);
+    for (const PackedMatrix& matrix : matrices(rows, cols, context_)) {
       if (matrix.view().kind == PackedKind::bf16) continue;
       for (const auto activations : {Activations::a8, Activations::a16}) {
         const auto y = run(matrix.view(), activations, x, kTokens);

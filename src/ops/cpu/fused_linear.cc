@@ -33,9 +33,10 @@ struct Share {
 
 void FusedLinear::prepare(Activations activations, std::int64_t m, std::span<const FusedJob> jobs,
                           std::span<const PackedView* const> inputs) {
-  bool bf16 = false, integers = !inputs.empty();
+  bool bf16 = false, integers = !inputs.empty(), quarters = false;
   for (const FusedJob& job : jobs) {
     (job.weight->kind == PackedKind::bf16 ? bf16 : integers) = true;
+    quarters |= job.weight->group_size == kSmallestGroup;
   }
   const std::int64_t depth = jobs.front().weight->depth, blocks = depth / kActivationBlock;
   x_ = {};
@@ -46,6 +47,7 @@ void FusedLinear::prepare(Activations activations, std::int64_t m, std::span<con
   x_.scales = grown(scales_, m * blocks);
   x_.negative_sums = grown(sums_, m * blocks);
   x_.negative_halves = grown(halves_, 2 * m * blocks);
+  if (quarters) x_.negative_quarters = grown(quarters_, 4 * m * blocks);
 
   std::int64_t size = 0;
   z_offsets_.clear();

@@ -81,7 +81,7 @@ class FusedLinear {
   PackedActivations x_;
   std::vector<std::int8_t> codes_;
   std::vector<float> scales_, z_, weighted_;
-  std::vector<std::int32_t> sums_, halves_;
+  std::vector<std::int32_t> sums_, halves_, quarters_;
   std::vector<std::uint16_t> bf16_;
   std::vector<std::int64_t> z_offsets_, weighted_offsets_;  ///< per input, per job; in floats
 };

@@ -117,16 +117,16 @@ SPEAR_INLINE void dot_nibbles(const std::uint8_t* steps, std::int64_t stride, st
   }
 }
 
-/// acc += codes · x over 32 columns of bytes. kSums is 1 where planes are joined first.
-template <int kPlanes, int kSums, int kT, int kP>
+/// acc += codes · x over kColumns columns of bytes. kSums is 1 where planes are joined first.
+template <int kColumns, int kPlanes, int kSums, int kT, int kP>
 SPEAR_INLINE void dot_bytes(const std::uint8_t* steps, std::int64_t stride, std::int64_t ahead, const std::int8_t* x,
                             std::int64_t ldx, Ints (&acc)[kT][kSums][kP]) {
-  std::int16_t words[kT][kHalf];
+  std::int16_t words[kT][kColumns];
   if constexpr (kWidensBytes) {
-    for (int t = 0; t < kT; ++t) join_planes<kPlanes>(x + t * kPlanes * ldx, ldx, words[t]);
+    for (int t = 0; t < kT; ++t) join_planes<kPlanes, kColumns>(x + t * kPlanes * ldx, ldx, words[t]);
   }
 #pragma GCC unroll kByteStepsAtOnce
-  for (int step = 0; step < kHalf / 4; ++step) {
+  for (int step = 0; step < kColumns / 4; ++step) {
     Bytes codes[kP];
 #pragma GCC unroll 2
     for (int p = 0; p < kP; ++p) codes[p] = load_bytes(steps + step * stride + p * 64);
@@ -157,13 +157,15 @@ SPEAR_INLINE void dot_bytes(const std::uint8_t* steps, std::int64_t stride, std:
 template <int kBits, int kPlanes, int kBlock, bool kMinima, int kT, int kP>
 void integer_tile(const Tile& tile) {
   constexpr int kSums = kBits == 8 && kWidensBytes ? 1 : kPlanes;
+  constexpr int kSpan = kBlock < kHalf ? kBlock : kHalf;  // columns of one dot product
   const PackedView& w = tile.weight;
   const PackedActivations& x = tile.x;
-  const std::int64_t stride = 64 * w.group_panels, half_bytes = kHalf / (kBits == 4 ? 8 : 4) * stride;
+  const std::int64_t stride = 64 * w.group_panels, span_bytes = kSpan / (kBits == 4 ? 8 : 4) * stride;
   const std::uint8_t* steps = tile.steps();
   const std::int64_t scale_blocks = x.depth / kActivationBlock, blocks = x.depth / kBlock;
   const std::int8_t* codes = x.codes + tile.token * kPlanes * x.depth;
-  const std::int32_t* const sums_at = (kBlock == kHalf ? x.negative_halves : x.negative_sums) + tile.token * blocks;
+  const std::int32_t* const sums_at =
+      (kBlock == kQuarter ? x.negative_quarters : kBlock == kHalf ? x.negative_halves : x.negative_sums) + tile.token * blocks;
   const float* const scales_at = x.scales + tile.token * scale_blocks;
   const std::int64_t blocks_per_group = w.group_size == 0 ? blocks : w.group_size / kBlock;
 
@@ -190,11 +192,11 @@ void integer_tile(const Tile& tile) {
       }
     }
 #pragma GCC unroll 2
-    for (int half = 0; half < kBlock / kHalf; ++half, steps += half_bytes, codes += kHalf) {
+    for (int span = 0; span < kBlock / kSpan; ++span, steps += span_bytes, codes += kSpan) {
       if constexpr (kBits == 4) {
         dot_nibbles<kPlanes, kT, kP>(steps, stride, tile.ahead, codes, x.depth, acc);
       } else {
-        dot_bytes<kPlanes, kSums, kT, kP>(steps, stride, tile.ahead, codes, x.depth, acc);
+        dot_bytes<kSpan, kPlanes, kSums, kT, kP>(steps, stride, tile.ahead, codes, x.depth, acc);
       }
     }
 #pragma GCC unroll 2
@@ -311,6 +313,9 @@ void run_tile(const Tile& tile) {
     bf16_tile<kT, kP>(tile);
   } else {
     if (tile.weight.group_minima != nullptr) return integer_tile<kBits, kPlanes, kHalf, true, kT, kP>(tile);
+    if constexpr (kBits == 8) {
+      if (tile.weight.group_size == kQuarter) return integer_tile<kBits, kPlanes, kQuarter, false, kT, kP>(tile);
+    }
     if (tile.weight.group_size == kHalf) return integer_tile<kBits, kPlanes, kHalf, false, kT, kP>(tile);
     integer_tile<kBits, kPlanes, kActivationBlock, false, kT, kP>(tile);
   }

@@ -15,6 +15,7 @@
 namespace spear {
 
 inline constexpr std::int64_t kPanelRows = 16;        ///< outputs of one panel: the 32-bit lanes of a zmm register
+inline constexpr std::int64_t kSmallestGroup = 16;    ///< columns that share a weight's scale, at least
 inline constexpr std::int64_t kActivationBlock = 64;  ///< columns that share an activation scale; rows are padded to it
 
 /// rows8 is for matrices of a few rows, A of a compensator: 8-bit rows one after another, not padded to panels.
@@ -37,7 +38,7 @@ struct PackedView {
   const std::uint16_t* group_scales = nullptr;  ///< f16 bits, [panels][groups][16], or null
   const std::uint8_t* zeros = nullptr;          ///< [panels][groups][16]; null: 8 (w4), 128 (w8), 0 with minima
   const std::uint16_t* group_minima = nullptr;  ///< as group_scales, of groups of 32: value = scale * code - minimum; or null
-  std::int64_t groups = 1, group_size = 0;      ///< columns per scale: 32, 64, 128, or 0 for whole rows
+  std::int64_t groups = 1, group_size = 0;      ///< columns per scale: 16 (w8), 32, 64, 128, or 0 for whole rows
 
   std::int64_t panel_groups() const { return (rows + group_rows() - 1) / group_rows(); }
   /// The unit of work: a group of panels, or a row of rows8.
@@ -57,6 +58,7 @@ struct PackedActivations {
   std::int32_t* negative_sums = nullptr;    ///< [m][depth / 64]: minus the sum of a block's codes (planes joined)
   std::int32_t* negative_halves = nullptr;  ///< [m][depth / 32]: the same for each half of a block
   std::uint16_t* bf16 = nullptr;            ///< [m][depth], or null when no weight needs it
+  std::int32_t* negative_quarters = nullptr;  ///< [m][depth / 16]: as the halves, or null when no weight needs it
 };
 
 /// y += B w: the compensator's last step, with w = g(z) ⊙ z ⊙ scales of B.

@@ -18,7 +18,7 @@ namespace spear {
 namespace {
 
 constexpr std::int64_t kRoundedGroup = 32;
-static_assert(kRoundedGroup == kGgufCodeGroup);
+static_assert(kSmallestGroup == kSmallestGgufGroup);
 constexpr std::int64_t kFewRows = 12;  // above, a panel's padding costs less than sums along columns
 
 /// Nibbles 0 4 1 5 2 6 3 7 of a word: a perfect shuffle, by two exchanges of the middle quarters.
@@ -255,7 +255,7 @@ PackedMatrix PackedMatrix::from_blocks(const BlockMatrix& matrix, const std::str
                                        const PackContext& context) {
   const Matrix checked(matrix, where);
   if (find_gguf_codes(matrix.type->id) != nullptr) {
-    if (auto out = with_minima(matrix, context)) return std::move(*out);
+    if (auto out = codes_of(matrix, context)) return std::move(*out);
   }
   if (matrix.type->block_size == kRoundedGroup && matrix.type->second_half < 0) return integers_of(matrix, context);
   const auto read = [&](std::int64_t row, float* out) {
@@ -291,29 +291,33 @@ PackedMatrix PackedMatrix::integers_of(const BlockMatrix& matrix, const PackCont
   return out;
 }
 
-/// Q4_1, Q5_1, Q4_K, Q5_K; empty if a scale or a minimum is beyond F16.
-std::optional<PackedMatrix> PackedMatrix::with_minima(const BlockMatrix& matrix, const PackContext& context) {
+/// Q4_1, Q5_1, Q4_K, Q5_K, Q6_K; empty if a scale or a minimum is beyond F16.
+std::optional<PackedMatrix> PackedMatrix::codes_of(const BlockMatrix& matrix, const PackContext& context) {
   const GgufCodes& type = *find_gguf_codes(matrix.type->id);
-  PackedMatrix out(type.bits == 4 ? PackedKind::w4 : PackedKind::w8, matrix.rows, matrix.cols, kRoundedGroup, Beside::minima,
-                   context.arena);
+  const bool minima_too = type.zero == 0;
+  PackedMatrix out(type.bits == 4 ? PackedKind::w4 : PackedKind::w8, matrix.rows, matrix.cols, type.group,
+                   minima_too ? Beside::minima : Beside::nothing, context.arena);
   constexpr float kLargestHalf = 65504;
   std::atomic<bool> fits = true;
   out.fill(context.pool, [&](std::int64_t row, std::uint8_t* lane) {
     thread_local std::vector<std::uint8_t> codes;
     thread_local std::vector<float> scales, minima;
-    codes.assign(static_cast<std::size_t>(out.view_.depth), 0);
+    codes.assign(static_cast<std::size_t>(out.view_.depth), static_cast<std::uint8_t>(type.zero));
     scales.assign(static_cast<std::size_t>(out.view_.groups), 0.0F);  // of padding, too
     minima = scales;
     const std::byte* block = matrix.blocks.data() + row * matrix.row_bytes();
     for (std::int64_t col = 0; col < matrix.cols; col += type.block_size, block += type.block_bytes) {
-      type.unpack(block, codes.data() + col, scales.data() + col / kRoundedGroup, minima.data() + col / kRoundedGroup);
+      type.unpack(block, codes.data() + col, scales.data() + col / type.group, minima.data() + col / type.group);
     }
     for (std::int64_t group = 0; group < out.view_.groups; ++group) {
       const std::size_t at = out.scale_index(row, group);
       const float scale = scales[static_cast<std::size_t>(group)], minimum = minima[static_cast<std::size_t>(group)];
       out.group_scales_[at] = f32_to_f16(scale);
-      out.group_minima_[at] = f32_to_f16(minimum);
+      if (minima_too) out.group_minima_[at] = f32_to_f16(minimum);
       if (!(std::abs(scale) <= kLargestHalf && std::abs(minimum) <= kLargestHalf)) fits = false;
+    }
+    if (!minima_too) {
+      for (std::uint8_t& code : codes) code = static_cast<std::uint8_t>(code + 128 - type.zero);
     }
     out.write_codes(codes.data(), lane);
   });

@@ -7,7 +7,8 @@
 namespace spear {
 namespace {
 
-constexpr std::int64_t kHalf = kActivationBlock / 2;
+constexpr std::int64_t kHalf = kActivationBlock / 2, kQuarter = kActivationBlock / 4;
+static_assert(kQuarter == kSmallestGroup);
 
 inline std::uint32_t bits_of(float f) {
   std::uint32_t bits;
@@ -61,6 +62,19 @@ inline std::int32_t quantize_half(const float* x, float inverse, std::int8_t* hi
   return sum;
 }
 
+/// Minus the sums of the four quarters of a block's codes.
+inline void sum_quarters(const std::int8_t* high, const std::int8_t* low, std::int32_t* negative) {
+  for (int quarter = 0; quarter < 4; ++quarter, high += kQuarter) {
+    std::int32_t sum = 0;
+    for (int i = 0; i < kQuarter; ++i) sum += high[i];
+    if (low != nullptr) {
+      sum *= 256;
+      for (int i = 0; i < kQuarter; ++i) sum += low[quarter * kQuarter + i];
+    }
+    negative[quarter] = -sum;
+  }
+}
+
 inline void round_to_bf16(const float* x, std::uint16_t* out) {
   for (int i = 0; i < kActivationBlock; ++i) {
     const std::uint32_t bits = bits_of(x[i]);
@@ -95,6 +109,9 @@ void quantize(const float* x, std::int64_t n, std::int64_t row, const PackedActi
       sum += part;
     }
     out.negative_sums[at] = -sum;
+    if (out.negative_quarters != nullptr) {
+      sum_quarters(high + begin, low == nullptr ? nullptr : low + begin, out.negative_quarters + 4 * at);
+    }
   }
 }
 

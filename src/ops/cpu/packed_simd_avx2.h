@@ -84,14 +84,14 @@ inline Words widen(Bytes codes) {
   return {{_mm256_and_si256(codes.a, low), _mm256_and_si256(codes.b, low)},
           {_mm256_srli_epi16(codes.a, 8), _mm256_srli_epi16(codes.b, 8)}};
 }
-/// 32 codes of a token as 256 plane0 + plane1 (or plane0), each four in the order 0 2 1 3.
-template <int kPlanes>
+/// Codes of a token as 256 plane0 + plane1 (or plane0), each four in the order 0 2 1 3.
+template <int kPlanes, int kColumns>
 inline void join_planes(const std::int8_t* x, std::int64_t ldx, std::int16_t* out) {
   const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
   const auto load = [&](const std::int8_t* p) {
     return _mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), order));
   };
-  for (int i = 0; i < 32; i += 16) {
+  for (int i = 0; i < kColumns; i += 16) {
     __m256i joined = load(x + i);
     if constexpr (kPlanes == 2) joined = _mm256_add_epi16(_mm256_slli_epi16(joined, 8), load(x + ldx + i));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), joined);
