@@ -55,7 +55,7 @@ void print_results(const nlohmann::json& manifest) {
 int print_plan(const RecoverOptions& options, PlannedCommand command, const CommonOptions& common) {
   const ModelConfig config = read_model_config(options.reference);
   const torch::ScalarType compute = compute_type(device_named(options.device));
-  const Needs needs = estimate_needs(config, options.recipe, torch::elementSize(compute),
+  const Needs needs = estimate_needs(config, options.recipe, command, torch::elementSize(compute),
                                      static_cast<std::int64_t>(element_bytes(weights_type(options.reference))));
   const PlannedBytes bytes = planned_bytes(config, options.recipe);
   const double gflops = measured_gflops(compute);

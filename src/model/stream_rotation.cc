@@ -125,20 +125,12 @@ std::vector<float> StreamRotation::matrix() const {
   return out;
 }
 
-ModelWeights rotate_stream(const ModelWeights& weights) {
-  const ModelConfig& config = weights.config;
-  if (config.output_norms) {
-    throw bad_input("the stream of " + config.model_type + " cannot be rotated: norms stand between it and what is added to it",
-                    "", "use --rotate none");
-  }
-  if (config.rotated_stream) throw bad_input("the stream of this model is rotated already");
-  ModelWeights out = weights;
-  out.config.rotated_stream = true;
-  out.config.validate("rotation");
-  const StreamRotation rotation(config.hidden_size);
-  for (int index = 0; index < module_count(config); ++index) {
-    const ModuleId id{index};
-    LinearModule& module = out.linear(id);
+LayerWeights rotate_layer(const ModelWeights& weights, std::int64_t layer) {
+  LayerWeights out = weights.layers.at(static_cast<std::size_t>(layer));
+  const StreamRotation rotation(weights.config.hidden_size);
+  for (std::int64_t kind = 0; kind < kLinearsPerLayer; ++kind) {
+    const ModuleId id = ModuleId::of(layer, static_cast<LinearKind>(kind));
+    LinearModule& module = out.linears[static_cast<std::size_t>(kind)];
     auto values = dequantize(module.weight);
     if (writes_stream(id.kind())) {
       rotate_columns(rotation, values);
@@ -151,9 +143,23 @@ ModelWeights rotate_stream(const ModelWeights& weights) {
     rotate_columns(rotation, bias);
     module.bias = in_type(module.bias.shape(), bias, module.bias.dtype());
   }
-  for (LayerWeights& layer : out.layers) {
-    layer.input_layernorm = ones(layer.input_layernorm);
-    layer.post_attention_layernorm = ones(layer.post_attention_layernorm);
+  out.input_layernorm = ones(out.input_layernorm);
+  out.post_attention_layernorm = ones(out.post_attention_layernorm);
+  return out;
+}
+
+ModelWeights rotate_stream(const ModelWeights& weights, const std::function<LayerWeights(std::int64_t)>& layer_of) {
+  const ModelConfig& config = weights.config;
+  if (config.output_norms) {
+    throw bad_input("the stream of " + config.model_type + " cannot be rotated: norms stand between it and what is added to it",
+                    "", "use --rotate none");
+  }
+  if (config.rotated_stream) throw bad_input("the stream of this model is rotated already");
+  ModelWeights out = weights;
+  out.config.rotated_stream = true;
+  out.config.validate("rotation");
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    out.layers[static_cast<std::size_t>(layer)] = layer_of ? layer_of(layer) : rotate_layer(weights, layer);
   }
   return out;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "model/weights.h"
@@ -30,11 +31,14 @@ class StreamRotation {
   std::vector<float> cosine_;  ///< DCT-II, [odd, odd]
 };
 
-/// `weights` with its stream rotated (ModelConfig::rotated_stream): Q folded into all linears that read or write the
-/// stream, and the gains of the norms before them, which become 1. Embedding, head and final norm stay, for backends
-/// rotate at both ends. In f32, or the 16-bit type that a weight has. Throws Error(bad_input) for families with norms
-/// between a module's output and the stream, whose gains no rotation passes.
-ModelWeights rotate_stream(const ModelWeights& weights);
+/// A layer of rotate_stream(weights): Q folded into all linears that read or write the stream, and the gains of the norms
+/// before them, which become 1. In f32, or the 16-bit type that a weight has.
+LayerWeights rotate_layer(const ModelWeights& weights, std::int64_t layer);
+
+/// `weights` with its stream rotated (ModelConfig::rotated_stream). Embedding, head and final norm stay, for backends rotate
+/// at both ends. Layers are rotate_layer()'s, or what `layer_of` has in their place. Throws Error(bad_input) for families
+/// with norms between a module's output and the stream, whose gains no rotation passes.
+ModelWeights rotate_stream(const ModelWeights& weights, const std::function<LayerWeights(std::int64_t layer)>& layer_of = nullptr);
 
 /// A model with a rotated stream as an ordinary one that any program runs: the rotation and the final gain folded into
 /// an embedding and a head that are no longer tied. Unchanged if its stream is not rotated.

@@ -6,55 +6,59 @@
 #include "base/error.h"
 #include "base/interrupt.h"
 #include "base/progress.h"
+#include "torch/chunked_ops.h"
 #include "torch/transposed_product.h"
 
 namespace spear {
 namespace {
 
-constexpr std::int64_t kRows = 8192;  ///< tokens at a time, so that float32 copies stay small
+using Chunks = ChunkedOps::Activation;
 
-/// E[(a_t − minus_t) w_t b_tᵀ] over rows, float32. Weights and `minus` may be
-/// undefined.
-torch::Tensor mean_outer(const torch::Tensor& a, const torch::Tensor& b, const torch::Tensor& weights,
-                         const torch::Tensor& minus = {}) {
-  auto sum = torch::zeros({a.size(1), b.size(1)}, a.options().dtype(torch::kFloat32));
-  for (std::int64_t begin = 0; begin < a.size(0); begin += kRows) {
-    const std::int64_t count = std::min(kRows, a.size(0) - begin);
-    auto left = a.narrow(0, begin, count);
-    if (minus.defined()) left = left.to(torch::kFloat32) - minus.narrow(0, begin, count).to(torch::kFloat32);
-    if (weights.defined()) left = left.to(torch::kFloat32) * weights.narrow(0, begin, count);
-    sum += transposed_product(left, b.narrow(0, begin, count));
+std::int64_t tokens_in(const Chunks& chunks) {
+  std::int64_t tokens = 0;
+  for (const auto& chunk : chunks) tokens += chunk.size(0);
+  return tokens;
+}
+
+/// E[(a_t − minus_t) w_t b_tᵀ] over tokens, float32. Weights and `minus` may be empty.
+torch::Tensor mean_outer(const Chunks& a, const Chunks& b, const Chunks& weights, const Chunks& minus) {
+  auto sum = torch::zeros({a.front().size(1), b.front().size(1)}, a.front().options().dtype(torch::kFloat32));
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    auto left = a[i];
+    if (!minus.empty()) left = left.to(torch::kFloat32) - minus[i].to(torch::kFloat32);
+    if (!weights.empty()) left = left.to(torch::kFloat32) * weights[i];
+    sum += transposed_product(left, b[i]);
   }
-  return sum / static_cast<double>(a.size(0));
+  return sum / static_cast<double>(tokens_in(a));
 }
 
 /// E[w x xᵀ], [features, features]; the root of w on both sides keeps it a Gram matrix under any rounding.
-torch::Tensor second_moment(const torch::Tensor& x, const torch::Tensor& weights) {
-  auto sum = torch::zeros({x.size(1), x.size(1)}, x.options().dtype(torch::kFloat32));
-  for (std::int64_t begin = 0; begin < x.size(0); begin += kRows) {
-    auto rows = x.narrow(0, begin, std::min(kRows, x.size(0) - begin));
-    if (weights.defined()) rows = (rows.to(torch::kFloat32) * weights.narrow(0, begin, rows.size(0)).sqrt()).to(x.scalar_type());
+torch::Tensor second_moment(const Chunks& x, const Chunks& weights) {
+  const std::int64_t n = x.front().size(1);
+  auto sum = torch::zeros({n, n}, x.front().options().dtype(torch::kFloat32));
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    auto rows = x[i];
+    if (!weights.empty()) rows = (rows.to(torch::kFloat32) * weights[i].sqrt()).to(x[i].scalar_type());
     sum += transposed_product(rows, rows);
   }
-  return sum / static_cast<double>(x.size(0));
+  return sum / static_cast<double>(tokens_in(x));
 }
 
-/// [tokens, 1]: min(1, cap · median(n) / n) for squared norms n.
-torch::Tensor outlier_weights(const torch::Tensor& rows, double cap) {
-  auto n = torch::empty({rows.size(0), 1}, rows.options().dtype(torch::kFloat32));
-  for (std::int64_t begin = 0; begin < rows.size(0); begin += kRows) {
-    const std::int64_t count = std::min(kRows, rows.size(0) - begin);
-    n.narrow(0, begin, count).copy_(rows.narrow(0, begin, count).to(torch::kFloat32).square().sum(1, true));
-  }
-  return (cap * n.median() / n.clamp_min(1e-30)).clamp_max(1.0);
+/// [tokens, 1] by chunk: min(1, cap · median(n) / n) for squared norms n.
+Chunks outlier_weights(const Chunks& rows, double cap) {
+  Chunks out;
+  for (const auto& chunk : rows) out.push_back(chunk.to(torch::kFloat32).square().sum(1, true));
+  const auto median = torch::cat(out).median();
+  for (auto& n : out) n = (cap * median / n.clamp_min(1e-30)).clamp_max(1.0);
+  return out;
 }
 
 /// What one layer's modules saw in one network.
 struct LayerView {
-  std::array<torch::Tensor, kLinearsPerLayer> inputs;  ///< [tokens, in]
-  torch::Tensor entry, post_attention;                 ///< residual stream [tokens, hidden_size]
+  std::array<Chunks, kLinearsPerLayer> inputs;  ///< [tokens, in]; those of the first module of each group
+  Chunks entry, post_attention;                 ///< residual stream [tokens, hidden_size]
 
-  const torch::Tensor* stream_before(LinearKind kind) const {
+  const Chunks* stream_before(LinearKind kind) const {
     if (kind == LinearKind::o_proj) return &entry;
     return kind == LinearKind::down_proj ? &post_attention : nullptr;
   }
@@ -83,7 +87,7 @@ class SequentialQuantizer {
 
   /// The whole group of `first`, when its first member is about to run on x. The members have one Hessian and rows do
   /// not meet in any step, so all rows of the group are quantized as one matrix.
-  void quantize_group(ModuleId first, const torch::Tensor& x, const LayerView& seen, const LayerView& reference) {
+  void quantize_group(ModuleId first, const Chunks& x, const LayerView& seen, const LayerView& reference) {
     const Moments moments = measure(first, x, seen, reference);
     std::vector<ModuleId> members;
     std::vector<torch::Tensor> weights;
@@ -116,14 +120,15 @@ class SequentialQuantizer {
   ModelQuantization take() { return std::move(out_); }
 
  private:
-  Moments measure(ModuleId id, const torch::Tensor& x, const LayerView& seen, const LayerView& reference) const {
+  Moments measure(ModuleId id, const Chunks& x, const LayerView& seen, const LayerView& reference) const {
     Moments m;
     if (options_.quantizer == Quantizer::gptq) {
       const auto& x_reference = reference.inputs[static_cast<std::size_t>(id.kind())];
       auto weights = outlier_weights(x_reference, options_.outlier_cap);
       const auto *before = seen.stream_before(id.kind()), *before_reference = reference.stream_before(id.kind());
       if (before != nullptr) {
-        weights = weights * outlier_weights(*before_reference, options_.outlier_cap);
+        const auto of_stream = outlier_weights(*before_reference, options_.outlier_cap);
+        for (std::size_t i = 0; i < weights.size(); ++i) weights[i] = weights[i] * of_stream[i];
         // Behind a norm of the module's own output (Gemma), what the module adds is no longer in units of the stream.
         if (!model_.config().output_norms) m.residual = mean_outer(*before_reference, x, weights, *before);
       }
@@ -196,12 +201,16 @@ class SequentialQuantizer {
   ModelQuantization out_;
 };
 
-ModelQuantization quantize_rounding(TorchModel& model, const W4Scheme& scheme) {
+ModelQuantization quantize_rounding(TorchModel& model, const QuantizeOptions& options) {
   ModelQuantization out;
-  for (int index = 0; index < module_count(model.config()); ++index) {
-    auto& slot = model.linear(ModuleId{index});
-    out.linears.push_back(quantize_rtn(slot.weight.to(torch::kFloat32), scheme));
-    slot.weight = out.linears.back().dequantize().to(model.compute_type());
+  for (std::int64_t layer = 0; layer < model.config().num_hidden_layers; ++layer) {
+    if (options.source != nullptr) model.load_layer(*options.source, layer);
+    for (int kind = 0; kind < kLinearsPerLayer; ++kind) {
+      auto& slot = model.linear(ModuleId::of(layer, static_cast<LinearKind>(kind)));
+      out.linears.push_back(quantize_rtn(slot.weight.to(torch::kFloat32), options.scheme));
+      slot.weight = out.linears.back().dequantize().to(model.compute_type());
+    }
+    if (options.source != nullptr) model.drop_layer(layer);
   }
   return out;
 }
@@ -211,30 +220,33 @@ ModelQuantization quantize_rounding(TorchModel& model, const W4Scheme& scheme) {
 ModelQuantization quantize_model(TorchModel& model, const QuantizeOptions& options, const std::vector<CompensatorSite>& sites,
                                  const torch::Tensor& tokens) {
   torch::NoGradGuard no_grad;
-  if (options.quantizer == Quantizer::rtn && sites.empty()) return quantize_rounding(model, options.scheme);
+  if (options.quantizer == Quantizer::rtn && sites.empty()) return quantize_rounding(model, options);
   const ModelConfig& config = model.config();
   SequentialQuantizer quantizer(model, options, sites);
-  auto stream = model.stream_before(tokens, 0);
+  ChunkedOps ops(model);
+  auto batch = ChunkedOps::batch(tokens);
+  auto stream = ops.embed(batch, NormId::input(0));
   auto reference_stream = stream;
   Progress progress("quantize", config.num_hidden_layers);
   for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     throw_if_interrupted();
+    if (options.source != nullptr) model.load_layer(*options.source, layer);
     LayerView reference, seen;
     LayerView* view = &reference;
-    model.on_value = [&view](const char* name, std::int64_t, const torch::Tensor& value) {
+    ops.on_value = [&view](const char* name, std::int64_t, const Chunks& value) {
       if (std::string_view(name) == "post_attention") view->post_attention = value;
     };
     reference.entry = reference_stream.residual;
-    model.before_linear = [&](ModuleId id, const torch::Tensor& x) { reference.inputs[static_cast<std::size_t>(id.kind())] = x; };
-    reference_stream = model.advance(std::move(reference_stream), layer, layer + 1, tokens);
+    ops.before_linears = [&](ModuleId first, const Chunks& x) { reference.inputs[static_cast<std::size_t>(first.kind())] = x; };
+    reference_stream = decoder_layers(ops, config, layer, layer + 1, std::move(reference_stream), batch);
     view = &seen;
     seen.entry = stream.residual;
-    model.before_linear = [&](ModuleId id, const torch::Tensor& x) {
-      if (id.input_group() == id) quantizer.quantize_group(id, x, seen, reference);
+    ops.before_linears = [&](ModuleId first, const Chunks& x) {
+      quantizer.quantize_group(first, x, seen, reference);
+      reference.inputs[static_cast<std::size_t>(first.kind())].clear();
     };
-    stream = model.advance(std::move(stream), layer, layer + 1, tokens);
-    model.before_linear = nullptr;
-    model.on_value = nullptr;
+    stream = decoder_layers(ops, config, layer, layer + 1, std::move(stream), batch);
+    if (options.source != nullptr) model.drop_layer(layer);
     progress.update(layer + 1);
   }
   return quantizer.take();

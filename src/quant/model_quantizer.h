@@ -31,6 +31,8 @@ struct QuantizeOptions {
   Whitening whitening = Whitening::exact;             ///< of the compensators
   bool keep_targets = true;                           ///< whether ModelQuantization::targets is wanted (4 bytes per weight)
   const std::vector<QuantizedLinear>* given = nullptr; ///< 4-bit linears to take as they are (not with gptq)
+  /// Where the model's slots are empty: layers are loaded from here when their turn comes, and dropped behind it.
+  const ModelWeights* source = nullptr;
 };
 
 /// A place for a compensator: modules that share an input and A, or one module.
@@ -54,7 +56,8 @@ struct ModelQuantization {
   std::vector<std::vector<double>> singular_values;  ///< by site: of (W' − Ŵ), whitened, falling
 };
 
-/// `model`'s slots hold the reference weights at the start, dequantized 4-bit weights (and compensators) at the end.
+/// `model`'s slots hold the reference weights at the start, dequantized 4-bit weights (and compensators) at the end, unless
+/// options.source has them: then no more than one layer of them is in memory at a time.
 /// tokens: [sequences, length] int64 on the model's device; may be undefined for rtn without sites. All sequences pass
 /// each layer together, so memory grows with their number (about 40 kB per token for hidden_size 576).
 /// With rtn and clip, compensators fit W − Ŵ on the reference's inputs: absorbing upstream errors ruins them (measured).

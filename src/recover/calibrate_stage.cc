@@ -69,12 +69,6 @@ nlohmann::json gate_statistics(TorchModel& model, const torch::Tensor& tokens) {
   return out;
 }
 
-TorchModel Stages::model_of(const std::vector<QuantizedLinear>& linears) const {
-  TorchModel model(student_base(), device_, compute_);
-  for (std::size_t i = 0; i < linears.size(); ++i) model.weights().linears[i].weight = linears[i].dequantize().to(compute_);
-  return model;
-}
-
 std::vector<CompensatorShape> Stages::choose_shapes(const ModelQuantization& measured, nlohmann::json& placement,
                                                     const std::vector<double>& shares) {
   const Recipe& r = options_.recipe;
@@ -154,7 +148,7 @@ Stages::Start Stages::behind_given_linears(Calibrated& out) {
     if (out.shapes.empty()) out.shapes = choose_shapes(fitted, out.placement);
     auto candidate = starts_of(sites(), out.shapes, fitted);
     drop_model();
-    TorchModel model = model_of(best.linears);
+    TorchModel model(student_base(), device_, compute_, Linears::empty);
     TrainableModel trainable(model, best.linears, {}, candidate, Tune::none, options_.recipe.seed);
     trainable.install(true, false);
     const double kl = held_out_kl(model, samples(), states(), options_.recipe.train.sequence_length, kStartTokens);
@@ -187,7 +181,7 @@ Stages::Start Stages::trained_wide(Calibrated& out) {
     where.push_back({site.members, r.wide_rank, r.gate_rows});
   }
   drop_model();
-  TorchModel model = model_of(start.linears);
+  TorchModel model(student_base(), device_, compute_, Linears::empty);
   TrainableModel trainable(model, start.linears, {}, starts_of(sites(), everywhere, wide), Tune::none, r.seed);
   TrainOptions how = r.train;
   how.steps = r.wide_steps;
@@ -247,7 +241,7 @@ Calibrated Stages::calibrate() {
   states();
   Start start = closed_form(out);
   drop_model();
-  TorchModel model = model_of(start.linears);
+  TorchModel model(student_base(), device_, compute_, Linears::empty);
   TrainableModel trainable(model, start.linears, latents(start), start.compensators, r.tune, r.seed);
   auto training = to_json(r);
   training["input"] = input_key();

@@ -89,9 +89,17 @@ class Comparison {
   std::int64_t kl_rows_ = 0;
 };
 
-void restore_one(TorchModel& model, const std::vector<torch::Tensor>& reference, const std::vector<torch::Tensor>& quantized,
-                 const torch::Tensor& tokens, const Comparison& compare, const DiagnoseOptions& options, Damage& out) {
-  for (std::size_t i = 0; i < quantized.size(); ++i) model.linear(ModuleId{static_cast<int>(i)}).weight = quantized[i];
+torch::Tensor weight_of(const QuantizedLinear& quantized, const TorchModel& model) {
+  return quantized.dequantize().to(model.compute_type());
+}
+
+void restore_one(TorchModel& model, const std::vector<QuantizedLinear>& quantized, const torch::Tensor& tokens,
+                 const Comparison& compare, const DiagnoseOptions& options, Damage& out) {
+  std::vector<torch::Tensor> reference;
+  for (std::size_t i = 0; i < quantized.size(); ++i) {
+    auto& weight = model.linear(ModuleId{static_cast<int>(i)}).weight;
+    reference.push_back(std::exchange(weight, weight_of(quantized[i], model)));
+  }
   PrefixCache all_quantized(model, tokens);
   const double damage = compare.damage(all_quantized.final_state());
   const double kl = options.delta_kl ? compare.kl(all_quantized.final_state()) : 0;
@@ -107,8 +115,8 @@ void restore_one(TorchModel& model, const std::vector<torch::Tensor>& reference,
 }
 
 /// ½ E[⟨∂NLL/∂y, ΔW x⟩²] per token, with the sampled tokens as labels: they are draws from the model itself.
-std::vector<double> fisher_damage(TorchModel& model, const std::vector<torch::Tensor>& deltas, const torch::Tensor& tokens) {
-  std::vector<double> sums(deltas.size(), 0.0);
+std::vector<double> fisher_damage(TorchModel& model, const std::vector<QuantizedLinear>& quantized, const torch::Tensor& tokens) {
+  std::vector<double> sums(quantized.size(), 0.0);
   torch::AutoGradMode with_grad(true);
   // Gradients flow along the residual stream from the embedding; weights stay leaves without gradients.
   for (std::int64_t sequence = 0; sequence < tokens.size(0); ++sequence) {
@@ -116,7 +124,11 @@ std::vector<double> fisher_damage(TorchModel& model, const std::vector<torch::Te
     model.on_linear = [&](ModuleId id, const torch::Tensor& x, torch::Tensor& y) {
       const auto index = static_cast<std::size_t>(id.index);
       if (!y.requires_grad()) y.requires_grad_(true);
-      const auto change = torch::linear(x.detach(), deltas[index]).to(torch::kFloat32).detach();
+      torch::Tensor change;
+      {  // dequantized for every sequence: all differences at once are as large as the model
+        torch::NoGradGuard no_grad;
+        change = torch::linear(x, weight_of(quantized[index], model) - model.linear(id).weight).to(torch::kFloat32);
+      }
       y.register_hook([&sums, index, change](const torch::Tensor& gradient) {
         sums[index] += (gradient.to(torch::kFloat32) * change).sum(1).square().sum(torch::kFloat64).item<double>();
       });
@@ -172,14 +184,8 @@ Spread damage_spread(const std::vector<double>& damage, double noise_floor) {
 
 Damage diagnose(TorchModel& model, const std::vector<QuantizedLinear>& quantized, const torch::Tensor& tokens,
                 const DiagnoseOptions& options) {
-  std::vector<torch::Tensor> reference, changed, deltas;
-  for (std::size_t i = 0; i < quantized.size(); ++i) {
-    reference.push_back(model.linear(ModuleId{static_cast<int>(i)}).weight);
-    changed.push_back(quantized[i].dequantize().to(model.compute_type()));
-    deltas.push_back(changed.back() - reference.back());
-  }
   Damage out;
-  out.fisher = fisher_damage(model, deltas, tokens);
+  out.fisher = fisher_damage(model, quantized, tokens);
   torch::NoGradGuard no_grad;
   PrefixCache prefix(model, tokens);
   const Comparison compare(model, prefix.final_state(), options);
@@ -190,13 +196,13 @@ Damage diagnose(TorchModel& model, const std::vector<QuantizedLinear>& quantized
   Progress progress("diagnose: quantize one", static_cast<std::int64_t>(quantized.size()));
   for (std::size_t i = 0; i < quantized.size(); ++i) {
     throw_if_interrupted();
-    const auto hidden = prefix.with_weight(ModuleId{static_cast<int>(i)}, changed[i]);
+    const auto hidden = prefix.with_weight(ModuleId{static_cast<int>(i)}, weight_of(quantized[i], model));
     out.cka.push_back(std::max(0.0, compare.damage(hidden)));
     if (options.delta_kl) out.delta_kl.push_back(compare.kl(hidden));
     progress.update(static_cast<std::int64_t>(i) + 1);
   }
   progress.finish();
-  if (options.restore_one) restore_one(model, reference, changed, tokens, compare, options, out);
+  if (options.restore_one) restore_one(model, quantized, tokens, compare, options, out);
   return out;
 }
 

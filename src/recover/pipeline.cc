@@ -280,7 +280,7 @@ nlohmann::json recover(const RecoverOptions& given) {
 
 nlohmann::json quantize(const RecoverOptions& given) {
   const RecoverOptions options = resolved(given);
-  preflight(options, read_model_config(options.reference));
+  preflight(options, read_model_config(options.reference), PlannedCommand::quantize);
   Stages stages(options);
   auto manifest = manifest_head(stages, options);
   const auto weights = stages.quantized_model();
@@ -302,8 +302,8 @@ DiagnoseReport diagnose_model(const RecoverOptions& options) {
   return out;
 }
 
-void preflight(const RecoverOptions& options, const ModelConfig& config) {
-  const Needs needs = estimate_needs(config, options.recipe, torch::elementSize(compute_type(device_named(options.device))),
+void preflight(const RecoverOptions& options, const ModelConfig& config, PlannedCommand command) {
+  const Needs needs = estimate_needs(config, options.recipe, command, torch::elementSize(compute_type(device_named(options.device))),
                                      static_cast<std::int64_t>(element_bytes(weights_type(options.reference))));
   const std::int64_t memory = available_memory_bytes();
   const auto gigabytes = [](std::int64_t bytes) { return format_bytes(static_cast<double>(bytes)); };

@@ -41,6 +41,6 @@ struct DiagnoseReport {
 DiagnoseReport diagnose_model(const RecoverOptions& options);
 
 /// Throws Error(out_of_resources) before the first hour instead of in the last.
-void preflight(const RecoverOptions& options, const ModelConfig& config);
+void preflight(const RecoverOptions& options, const ModelConfig& config, PlannedCommand command = PlannedCommand::recover);
 
 }  // namespace spear

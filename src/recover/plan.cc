@@ -45,8 +45,12 @@ struct Work {
 // Seconds per FLOP of each kind of work: SmolLM2-135M, preset quick (256 x 128 tokens for the quantizer), two Zen 4 cores:
 // 166, 82, 49, 172 and 180 s; diagnosis and evaluation from slower cores (docs/formats.md), scaled as times are; sampling
 // is half of what libtorch took there, which is what the online plane took elsewhere.
-constexpr double kDecode = 1.8e-12, kDecodeAttention = 3.5e-11, kStates = 3.5e-12, kQuantize = 4.8e-12,
+constexpr double kDecode = 1.8e-12, kDecodeAttention = 3.5e-11, kStates = 3.5e-12, kQuantize = 4.6e-12,
                  kDiagnose = 2.9e-12, kTrain = 4.5e-12, kEvaluate = 4.4e-12;
+// Of the quantizer beside its products over tokens: searches, per weight; factorizations and updates between columns, in
+// float64 or in little pieces, per FLOP (a 1B shape on two Zen 3 cores and on 16 of a server).
+constexpr double kRound = 2.6e-7, kFactor = 1.6e-11;
+constexpr double kSampleBandwidth = 45e9;  ///< bytes per second: few sequences wait for weights
 // The same preset in float32, on two Zen 3 and on two Emerald Rapids cores: what is no product moves twice the bytes; the
 // quantizer's is float32 anyway.
 constexpr double kFloat32 = 1.45, kFloat32Quantize = 1.05;
@@ -55,10 +59,12 @@ constexpr double kRows = 4;  // of the table: reference, RTN, quantized, recover
 
 }  // namespace
 
-Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, std::int64_t compute_bytes, std::int64_t reference_bytes) {
-  double linears = 0;
+Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, PlannedCommand command, std::int64_t compute_bytes,
+                     std::int64_t reference_bytes) {
+  double linears = 0, widest = 0;
   for (int index = 0; index < module_count(config); ++index) {
     linears += static_cast<double>(in_features(config, ModuleId{index}.kind()) * out_features(config, ModuleId{index}.kind()));
+    widest = std::max(widest, static_cast<double>(in_features(config, ModuleId{index}.kind())));
   }
   const double embedding = static_cast<double>(config.vocab_size * config.hidden_size);
   const double layers = static_cast<double>(config.num_hidden_layers);
@@ -76,13 +82,27 @@ Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, std::int64
                                      wide * static_cast<double>(config.num_attention_heads * recipe.train.sequence_length));
   const double logits = 2 * 512.0 * 4 * static_cast<double>(config.vocab_size);
   const double states = 2.0 * static_cast<double>(recipe.samples.sequences * recipe.samples.length * config.hidden_size);
-  // The quantizer keeps one layer's activations of all its tokens, of two networks.
-  const double quantizing = recipe.quantizer == "rtn" && recipe.budget <= 0 ? 0.0
-      : static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length) * ((22 + 4 * wide) * static_cast<double>(config.hidden_size) + 7 * wide * static_cast<double>(config.intermediate_size));
+  // The quantizer keeps one layer's activations of all its tokens: the streams of two networks, before and behind a block,
+  // what the linears of one read, and gate and up of the other. Beside them one layer's weights, four times while it rounds
+  // them, and moments of the widest input in both precisions.
+  const bool needs_inputs = recipe.quantizer != "rtn" || (command == PlannedCommand::recover && recipe.budget > 0);
+  const double quantizer_token = (24 + 5 * wide) * static_cast<double>(config.hidden_size) + wide * static_cast<double>(config.q_size()) +
+                                 3 * wide * static_cast<double>(config.intermediate_size);
+  const double quantizing = !needs_inputs ? 0.0
+      : static_cast<double>(recipe.quantizer_sequences * recipe.quantizer_length) * quantizer_token + 16 * linears / layers + 40 * widest * widest;
   const double training = per_token * static_cast<double>(recipe.train.tokens_per_step) + logits;
+  const double rotated = recipe.rotation == Rotation::stream ? static_cast<double>(reference_bytes) : 0;
   Needs needs;
+  if (command == PlannedCommand::quantize) {
+    // Layer by layer: of all layers at once there are only codes, in a byte each, and later packed; files are mapped. Before, a
+    // model in bf16 that samples.
+    const double sampling = needs_inputs ? 2 * (linears + embedding) : 0;
+    needs.memory = static_cast<std::int64_t>(std::max(sampling, 1.5 * linears + quantizing) + 8 * embedding + 3e8);
+    needs.disk = static_cast<std::int64_t>((2 + rotated) * linears + 2 * embedding);
+    return needs;
+  }
   needs.memory = static_cast<std::int64_t>(per_weight * linears + 8 * embedding + states + std::max(training, quantizing) + 3e8);
-  needs.disk = static_cast<std::int64_t>((recipe.tune == Tune::codes ? 26 : 14) * linears + states + 2 * embedding);
+  needs.disk = static_cast<std::int64_t>((rotated + (recipe.tune == Tune::codes ? 26 : 14)) * linears + states + 2 * embedding);
   return needs;
 }
 
@@ -115,22 +135,29 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
   const auto sampling = [&](double tokens, std::int64_t length) {
     return tokens * (2 * (work.linears + work.head) * kDecode + work.attention(length) * kDecodeAttention);
   };
+  const auto reading = [&](std::int64_t sequences, std::int64_t length) {  // the weights, once per step of a batch
+    const std::int64_t batch = std::max<std::int64_t>(1, recipe.samples.batch * recipe.samples.length / length);
+    return static_cast<double>((sequences + batch - 1) / batch * length) * 2 * (work.linears + work.head) / kSampleBandwidth;
+  };
   const bool recovers = command == PlannedCommand::recover;
   const bool chain = recipe.quantizer == "tuned" || recipe.quantizer == "gptq";
-  const double quantizing = kQuantize * (compute_bytes > 2 ? kFloat32Quantize / kFloat32 : 1.0) *
-                            (quantizer_tokens * (4 * work.linears + 6 * work.moments) + 4 * work.rounding + 4 * work.factors);
+  const double quantizing = (compute_bytes > 2 ? kFloat32Quantize / kFloat32 : 1.0) *
+                            (kQuantize * quantizer_tokens * (4 * work.linears + 6 * work.moments) + kRound * work.linears +
+                             kFactor * 4 * (work.rounding + work.factors));
   std::vector<PlannedStage> stages;
   if (recovers) {
     stages.push_back({"samples", fmt::format("{:.0f}k tokens from the reference", sampled / 1e3),
-                      sampling(sampled, recipe.samples.length)});
+                      sampling(sampled, recipe.samples.length), reading(recipe.samples.sequences, recipe.samples.length)});
   }
   if (chain || recovers) {
     stages.push_back({"samples of the quantizer", fmt::format("{:.0f}k tokens", quantizer_tokens / 1e3),
-                      sampling(quantizer_tokens, recipe.quantizer_length)});
+                      sampling(quantizer_tokens, recipe.quantizer_length), reading(recipe.quantizer_sequences, recipe.quantizer_length)});
   }
   stages.push_back({"quantize", recipe.quantizer, chain ? quantizing : 0.02 * quantizing});
   const auto scaled = [gflops, compute_bytes](std::vector<PlannedStage> all) {
-    for (PlannedStage& stage : all) stage.seconds *= kPlannedGflops / gflops * (compute_bytes > 2 ? kFloat32 : 1.0);
+    for (PlannedStage& stage : all) {
+      stage.seconds = std::max(stage.at_least, stage.seconds * kPlannedGflops / gflops * (compute_bytes > 2 ? kFloat32 : 1.0));
+    }
     return all;
   };
   if (!recovers) return scaled(std::move(stages));

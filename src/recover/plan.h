@@ -10,13 +10,16 @@
 
 namespace spear {
 
+enum class PlannedCommand { recover, quantize };
+
 /// Memory and disk that a run needs at its peak, in bytes.
 struct Needs {
   std::int64_t memory = 0, disk = 0;
 };
 /// compute_bytes: of a number that linears are computed in, 2 (bfloat16) or 4. reference_bytes: of a number of the
 /// reference as it is held (weights_type() in io/model_reader.h).
-Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, std::int64_t compute_bytes, std::int64_t reference_bytes);
+Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, PlannedCommand command, std::int64_t compute_bytes,
+                     std::int64_t reference_bytes);
 
 /// Bytes of the model before (in 16 bit) and after, and of what the budget is a share of (its embedding at 8 bit).
 struct PlannedBytes {
@@ -27,8 +30,8 @@ PlannedBytes planned_bytes(const ModelConfig& config, const Recipe& recipe);
 struct PlannedStage {
   std::string name, what;
   double seconds = 0;
+  double at_least = 0;  ///< seconds, however fast products are
 };
-enum class PlannedCommand { recover, quantize };
 /// Of the machine that planned times are scaled from: two Zen 4 cores.
 inline constexpr double kPlannedGflops = 250;
 /// Time per stage on a machine with products of linears at `gflops` (machine_speed.h) in a type of `compute_bytes`. `text_tokens`: of the text that is

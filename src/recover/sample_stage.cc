@@ -98,7 +98,7 @@ const CalibrationSet& Stages::samples() {
 
 torch::Tensor Stages::quantizer_tokens() {
   const auto set = sample("samples of the quantizer", quantizer_sample_options());
-  return reference_model().token_tensor({set.tokens, set.sequences, set.length});
+  return token_tensor({set.tokens, set.sequences, set.length}, reference_.config, device_);
 }
 
 }  // namespace spear

@@ -82,6 +82,28 @@ ModelQuantization quantization_from(const TensorMap& map, const W4Scheme& scheme
   return out;
 }
 
+/// The dense parts of a layer, and `like` with those of a file.
+constexpr const char *kInputNorm = "input_layernorm", *kPostAttentionNorm = "post_attention_layernorm";
+
+TensorMap to_tensors(const LayerWeights& layer) {
+  TensorMap out = {{kInputNorm, layer.input_layernorm}, {kPostAttentionNorm, layer.post_attention_layernorm}};
+  for (std::size_t i = 0; i < layer.linears.size(); ++i) {
+    out.emplace(fmt::format("{}.weight", i), std::get<Tensor>(layer.linears[i].weight));
+    if (!layer.linears[i].bias.empty()) out.emplace(fmt::format("{}.bias", i), layer.linears[i].bias);
+  }
+  return out;
+}
+
+LayerWeights layer_from(const TensorMap& map, LayerWeights like) {
+  like.input_layernorm = map.at(kInputNorm);
+  like.post_attention_layernorm = map.at(kPostAttentionNorm);
+  for (std::size_t i = 0; i < like.linears.size(); ++i) {
+    like.linears[i].weight = map.at(fmt::format("{}.weight", i));
+    if (!like.linears[i].bias.empty()) like.linears[i].bias = map.at(fmt::format("{}.bias", i));
+  }
+  return like;
+}
+
 /// What takes the reference's place must have its shape, and must be quantized.
 void check_backbone(const ModelWeights& reference, const ModelWeights& backbone, const std::string& where) {
   const ModelConfig &a = reference.config, &b = backbone.config;
@@ -127,8 +149,23 @@ Stages::Stages(const RecoverOptions& options)
   if (!options.backbone.empty()) read_given_backbone();
   Rotation& rotation = options_.recipe.rotation;
   if (backbone_) rotation = backbone_->config.rotated_stream ? Rotation::stream : Rotation::none;
-  if (rotation == Rotation::stream) parent_ = rotate_stream(reference_);
+  if (rotation == Rotation::stream) parent_ = rotated_reference();
   if (backbone_) parent_ = in_basis_of(parent(), *backbone_);
+}
+
+ModelWeights Stages::rotated_reference() const {
+  return rotate_stream(reference_, [&](std::int64_t layer) {
+    const nlohmann::json key = {{"version", kVersion}, {"reference", reference_sha256_}};
+    const auto stage = fmt::format("rotated layer {:03}", layer);
+    auto kept = workspace_.load(stage, key);
+    if (!kept) {
+      const LayerWeights rotated = rotate_layer(reference_, layer);
+      workspace_.save(stage, key, to_tensors(rotated));
+      kept = workspace_.load(stage, key);
+    }
+    if (!kept) throw failed("what was just written cannot be read", workspace_.folder().string(), "check the disk");
+    return layer_from(kept->tensors, reference_.layers[static_cast<std::size_t>(layer)]);
+  });
 }
 
 void Stages::read_given_backbone() {
@@ -246,11 +283,12 @@ ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vec
   if (const auto kept = workspace_.load(stage, key)) return quantization_from(kept->tensors, options_.recipe.scheme, device_);
   const auto tokens = quantizer_tokens();
   drop_model();
-  TorchModel model(parent(), device_, compute_);
+  TorchModel model(parent(), device_, compute_, Linears::empty);
   std::vector<CompensatorSite> where;
   const auto all = sites();
   for (std::size_t i = 0; i < ranks.size(); ++i) where.push_back({all[i].members, ranks[i], options_.recipe.gate_rows});
   QuantizeOptions how = quantize_options(options_.recipe);
+  how.source = &parent();
   how.whitening = whitening;
   how.keep_targets = key["targets"];
   if (backbone_) {

@@ -86,6 +86,8 @@ class Stages {
  private:
   static constexpr int kVersion = 8;  ///< raised when a stage's result changes for the same inputs
 
+  /// In files of the workspace, so that its pages, like those of the reference's own files, are the system's to drop.
+  ModelWeights rotated_reference() const;
   void read_given_backbone();
   TorchModel& model_on(const ModelWeights& weights);
   std::vector<QuantizedLinear> rounded(const ModelWeights& weights) const;
@@ -117,7 +119,6 @@ class Stages {
   std::vector<torch::Tensor> latents(const Start& start) const;
   /// What stands around the quantized linears: norms, biases, embedding.
   const ModelWeights& student_base() const { return backbone_ ? *backbone_ : parent(); }
-  TorchModel model_of(const std::vector<QuantizedLinear>& linears) const;
   TrainResult run_training(TorchModel& model, TrainableModel& trainable, const nlohmann::json& key);
 
   RecoverOptions options_;

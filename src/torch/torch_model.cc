@@ -81,7 +81,6 @@ Stream<TorchOps> TorchOps::embed(Batch& batch, NormId gain) {
 }
 
 torch::Tensor TorchOps::linear(const torch::Tensor& x, ModuleId id, torch::Tensor& z, torch::Tensor& z_owner) {
-  if (model_.before_linear) model_.before_linear(id, x);
   const TorchLinear& slot = model_.linear(id);
   auto y = torch::linear(x, slot.weight);
   if (slot.row_factor.defined()) y = scale_columns(y, slot.row_factor);
@@ -152,7 +151,7 @@ void TorchOps::observe(const char* name, std::int64_t layer, const torch::Tensor
   if (model_.on_value) model_.on_value(name, layer, value);
 }
 
-TorchModel::TorchModel(const ModelWeights& weights, torch::Device device, torch::ScalarType compute)
+TorchModel::TorchModel(const ModelWeights& weights, torch::Device device, torch::ScalarType compute, Linears linears)
     : device_(device), compute_(compute) {
   torch::NoGradGuard no_grad;
   weights_.config = weights.config;
@@ -161,7 +160,6 @@ TorchModel::TorchModel(const ModelWeights& weights, torch::Device device, torch:
   for (const auto& layer : weights.layers) {
     for (const auto& module : layer.linears) {
       TorchLinear slot;
-      slot.weight = to_torch(module.weight).to(device, compute);
       if (!module.bias.empty()) slot.bias = to_torch(module.bias).to(device);
       if (module.compensator) {
         slot.compensator = to_torch(*module.compensator);
@@ -173,6 +171,7 @@ TorchModel::TorchModel(const ModelWeights& weights, torch::Device device, torch:
       weights_.linears.push_back(std::move(slot));
     }
   }
+  for (std::int64_t layer = 0; linears == Linears::loaded && layer < weights.config.num_hidden_layers; ++layer) load_layer(weights, layer);
   if (weights.config.rotated_stream) {
     const std::int64_t n = weights.config.hidden_size;
     const auto q = StreamRotation(n).matrix();
@@ -182,6 +181,17 @@ TorchModel::TorchModel(const ModelWeights& weights, torch::Device device, torch:
   for (const NormId id : norms_of(weights.config)) {
     weights_.gains[static_cast<std::size_t>(id.index)] = to_torch(weights.gain(id)).to(device);
   }
+}
+
+void TorchModel::load_layer(const ModelWeights& weights, std::int64_t layer) {
+  for (std::int64_t kind = 0; kind < kLinearsPerLayer; ++kind) {
+    const ModuleId id = ModuleId::of(layer, static_cast<LinearKind>(kind));
+    linear(id).weight = to_torch(weights.linear(id).weight).to(device_, compute_);
+  }
+}
+
+void TorchModel::drop_layer(std::int64_t layer) {
+  for (std::int64_t kind = 0; kind < kLinearsPerLayer; ++kind) linear(ModuleId::of(layer, static_cast<LinearKind>(kind))).weight = torch::Tensor();
 }
 
 const std::pair<torch::Tensor, torch::Tensor>& TorchModel::rotary(bool local, std::int64_t end) {
@@ -200,16 +210,16 @@ std::unique_ptr<KvCache> TorchModel::make_cache(std::int64_t batch, std::int64_t
   return std::make_unique<TorchKvCache>(config(), batch, capacity, torch::TensorOptions().dtype(compute_).device(device_));
 }
 
-torch::Tensor TorchModel::token_tensor(const TokenBatch& tokens) const {
+torch::Tensor token_tensor(const TokenBatch& tokens, const ModelConfig& config, torch::Device device) {
   if (static_cast<std::int64_t>(tokens.tokens.size()) != tokens.batch * tokens.length) {
     throw failed(fmt::format("{} tokens in a batch of {} x {}", tokens.tokens.size(), tokens.batch, tokens.length));
   }
   for (const std::int32_t token : tokens.tokens) {
-    if (token < 0 || token >= config().vocab_size) throw bad_input(fmt::format("token id {} is outside the vocabulary", token));
+    if (token < 0 || token >= config.vocab_size) throw bad_input(fmt::format("token id {} is outside the vocabulary", token));
   }
   return torch::from_blob(const_cast<std::int32_t*>(tokens.tokens.data()), {tokens.batch, tokens.length}, torch::kInt32)
       .to(torch::kInt64)
-      .to(device_);
+      .to(device);
 }
 
 torch::Tensor TorchModel::hidden(const torch::Tensor& tokens, KvCache* cache) {

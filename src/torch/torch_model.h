@@ -88,10 +88,16 @@ class TorchOps {
   TorchModel& model_;
 };
 
+/// [batch, length] int64 on `device`; throws Error(bad_input) on an id outside the vocabulary.
+torch::Tensor token_tensor(const TokenBatch& tokens, const ModelConfig& config, torch::Device device);
+
+/// Whether a TorchModel starts with the weights of its linears, most of its memory, or whoever uses it fills the slots.
+enum class Linears { loaded, empty };
+
 class TorchModel : public ForwardModel {
  public:
   /// Dequantizes `weights` onto `device`; linears in `compute` (float32 or bfloat16).
-  TorchModel(const ModelWeights& weights, torch::Device device, torch::ScalarType compute);
+  TorchModel(const ModelWeights& weights, torch::Device device, torch::ScalarType compute, Linears linears = Linears::loaded);
 
   const ModelConfig& config() const override { return weights_.config; }
   std::unique_ptr<KvCache> make_cache(std::int64_t batch, std::int64_t capacity) override;
@@ -109,14 +115,14 @@ class TorchModel : public ForwardModel {
   TorchWeights& weights() { return weights_; }
   const TorchWeights& weights() const { return weights_; }
   TorchLinear& linear(ModuleId id) { return weights_.linears.at(static_cast<std::size_t>(id.index)); }
+  /// Fills the slots of a layer's linears with what `weights`, of the same shape, has for them; and empties them.
+  void load_layer(const ModelWeights& weights, std::int64_t layer);
+  void drop_layer(std::int64_t layer);
   torch::Device device() const { return device_; }
   torch::ScalarType compute_type() const { return compute_; }
-  /// int64 tokens on the model's device; throws Error(bad_input) on an id outside the vocabulary.
-  torch::Tensor token_tensor(const TokenBatch& tokens) const;
+  torch::Tensor token_tensor(const TokenBatch& tokens) const { return spear::token_tensor(tokens, config(), device_); }
 
-  /// Called with the input x [tokens, in] before a linear runs (it may replace the slot's weight), and with its
-  /// output y [tokens, out] after, if set.
-  std::function<void(ModuleId, const torch::Tensor& x)> before_linear;
+  /// Called with input x [tokens, in] and output y [tokens, out] of every linear, if set.
   std::function<void(ModuleId, const torch::Tensor& x, torch::Tensor& y)> on_linear;
   /// Called with every named intermediate, if set.
   std::function<void(const char* name, std::int64_t layer, const torch::Tensor&)> on_value;

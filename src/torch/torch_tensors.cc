@@ -53,10 +53,9 @@ torch::Tensor bytes_to_torch(const Tensor& tensor) {
 }
 
 Tensor bytes_to_host(const torch::Tensor& tensor) {
-  const auto host = tensor.to(torch::kCPU, torch::kUInt8).contiguous();
-  Tensor out(DType::u8, host.sizes().vec());
-  std::copy_n(host.data_ptr<std::uint8_t>(), host.numel(), out.mutable_as<std::uint8_t>().begin());
-  return out;
+  const auto host = std::make_shared<const torch::Tensor>(tensor.to(torch::kCPU, torch::kUInt8).contiguous());
+  const std::span bytes(host->data_ptr<std::uint8_t>(), static_cast<std::size_t>(host->numel()));
+  return Tensor(DType::u8, host->sizes().vec(), std::as_bytes(bytes), host);
 }
 
 std::vector<std::uint16_t> f16_bits(const torch::Tensor& tensor) { return bits_of(tensor, torch::kFloat16); }

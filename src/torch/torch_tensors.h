@@ -15,7 +15,7 @@ torch::Tensor to_torch(const LinearWeight& weight);
 /// Copy in host memory, f32.
 Tensor to_host(const torch::Tensor& tensor);
 
-/// uint8 tensors, unchanged.
+/// uint8 tensors, unchanged. What is in host memory already is shared by bytes_to_host, not copied.
 torch::Tensor bytes_to_torch(const Tensor& tensor);
 Tensor bytes_to_host(const torch::Tensor& tensor);
 

@@ -53,7 +53,9 @@ def write_random_model(folder, shape, tokenizer, layers=None, seed=7):
     def make(name, shape):
         if len(shape) == 1:
             return 1 + 0.1 * rng.standard_normal(shape, dtype=np.float32)
-        scale = 1 if "embed" in name else shape[1] ** -0.5
+        scale = shape[1] ** -0.5
+        if "embed" in name:
+            scale *= 4  # logits of a tied head spread by 4: neither one token for ever nor all alike
         return scale * rng.standard_normal(shape, dtype=np.float32)
 
     linears = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden), "self_attn.o_proj": (hidden, hidden),

@@ -48,9 +48,9 @@ QuantizeOptions plain_gptq() {
 std::map<int, Tensor> inputs_of(TorchModel& model, const Tensor& tokens) {
   torch::NoGradGuard no_grad;
   std::map<int, Tensor> out;
-  model.before_linear = [&](ModuleId id, const Tensor& x) { out[id.index] = x; };
+  model.on_linear = [&](ModuleId id, const Tensor& x, Tensor&) { out[id.index] = x; };
   model.hidden(tokens);
-  model.before_linear = nullptr;
+  model.on_linear = nullptr;
   return out;
 }
 
@@ -84,6 +84,26 @@ TEST(ModelQuantizerTest, RoundingNeedsNoTokensAndLeavesItsResultInTheSlots) {
     const auto expected = quantize_rtn(reference.linear({i}).weight, {});
     EXPECT_TRUE(out.linears[static_cast<std::size_t>(i)].codes.equal(expected.codes));
     EXPECT_TRUE(model.linear({i}).weight.equal(expected.dequantize()));
+  }
+}
+
+TEST(ModelQuantizerTest, LayersThatAreLoadedInTurnGiveTheSameAndAreGoneBehind) {
+  const ModelWeights weights = dense_model();
+  for (const Quantizer quantizer : {Quantizer::rtn, Quantizer::clip, Quantizer::gptq}) {
+    TorchModel whole = dense(), empty(weights, torch::kCPU, torch::kFloat32, Linears::empty);
+    QuantizeOptions options;
+    options.quantizer = quantizer;
+    const auto sites = quantizer == Quantizer::rtn ? std::vector<CompensatorSite>{} : sites_with(2);
+    const auto tokens = tokens_of(whole, 5);
+    const auto expected = quantize_model(whole, options, sites, tokens);
+    options.source = &weights;
+    const auto out = quantize_model(empty, options, sites, tokens);
+    for (std::size_t i = 0; i < 14; ++i) {
+      EXPECT_TRUE(out.linears[i].codes.equal(expected.linears[i].codes)) << i;
+      EXPECT_TRUE(out.linears[i].scales.equal(expected.linears[i].scales)) << i;
+      EXPECT_FALSE(empty.linear({static_cast<int>(i)}).weight.defined()) << i;
+    }
+    for (std::size_t i = 0; i < sites.size(); ++i) EXPECT_TRUE(out.factors[i].a.equal(expected.factors[i].a)) << i;
   }
 }
 

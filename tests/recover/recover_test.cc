@@ -367,7 +367,7 @@ TEST_F(RecoverTest, PreflightRefusesWhatCannotFit) {
     EXPECT_EQ(error.code(), ExitCode::out_of_resources);
     EXPECT_FALSE(error.remedy().empty());
   }
-  EXPECT_GT(estimate_needs(config, options.recipe, 2, 2).memory, std::int64_t{1} << 45);
+  EXPECT_GT(estimate_needs(config, options.recipe, PlannedCommand::recover, 2, 2).memory, std::int64_t{1} << 45);
 }
 
 TEST_F(RecoverTest, UnusableTextIsRefusedWithItsName) {

@@ -9,6 +9,7 @@
 #include "model/stream_rotation.h"
 #include "ops/cpu_model.h"
 #include "ops/golden.h"
+#include "torch/chunked_ops.h"
 #include "torch/fused_ops.h"
 #include "torch/tensors.h"
 
@@ -197,24 +198,52 @@ TEST(TorchModelTest, AnUnchangedPrefixIsReused) {
   EXPECT_TRUE(model.advance(stream, 1, 2, tokens).normed.equal(model.hidden(tokens)));
 }
 
+TEST(ChunkedOpsTest, ChunksAreWholeSequences) {
+  const auto rows = [](std::int64_t sequences, std::int64_t length) {
+    std::vector<std::int64_t> out;
+    for (const auto& chunk : ChunkedOps::batch(torch::zeros({sequences, length}, torch::kInt64))) out.push_back(chunk.tokens.size(0));
+    return out;
+  };
+  EXPECT_EQ(rows(100, 128), (std::vector<std::int64_t>{64, 36}));
+  EXPECT_EQ(rows(3, 5000), (std::vector<std::int64_t>{1, 1, 1}));
+  EXPECT_EQ(rows(2, 10000), (std::vector<std::int64_t>{1, 1}));
+}
+
+TEST(ChunkedOpsTest, LayersAgreeWithTheWholeBatchAndHooksSeeAllOfIt) {
+  torch::NoGradGuard no_grad;
+  TorchModel model(compensated_model(), torch::kCPU, torch::kFloat32);
+  const std::int64_t sequences = 100, length = 100;
+  const auto tokens = model.token_tensor({random_tokens(sequences * length, 61, 5), sequences, length});
+  ChunkedOps ops(model);
+  auto batch = ChunkedOps::batch(tokens);
+  ASSERT_EQ(batch.size(), 2U);
+  std::vector<int> firsts;
+  ops.before_linears = [&](ModuleId first, const ChunkedOps::Activation& x) {
+    firsts.push_back(first.index);
+    std::int64_t seen = 0;
+    for (const auto& chunk : x) seen += chunk.size(0);
+    EXPECT_EQ(seen, sequences * length);
+    EXPECT_EQ(x.back().size(1), in_features(model.config(), first.kind()));
+  };
+  const auto stream = decoder_layers(ops, model.config(), 0, 2, ops.embed(batch, NormId::input(0)), batch);
+  EXPECT_EQ(firsts, (std::vector<int>{0, 3, 4, 6, 7, 10, 11, 13}));
+  EXPECT_LT(distance(torch::cat(stream.normed), model.hidden(tokens)), 1e-5);
+}
+
 TEST(TorchModelTest, HooksSeeEveryLinearOnceWithItsInput) {
   const ModelWeights weights = random_model();
   TorchModel model(weights, torch::kCPU, torch::kFloat32);
-  std::vector<int> before, after;
-  model.before_linear = [&](ModuleId id, const torch::Tensor& x) {
-    before.push_back(id.index);
-    EXPECT_EQ(x.size(1), in_features(weights.config, id.kind()));
-  };
+  std::vector<int> seen;
   model.on_linear = [&](ModuleId id, const torch::Tensor& x, torch::Tensor& y) {
-    after.push_back(id.index);
+    seen.push_back(id.index);
+    EXPECT_EQ(x.size(1), in_features(weights.config, id.kind()));
     EXPECT_LT(distance(y, torch::matmul(x, model.linear(id).weight.t())), 1e-5);
   };
   const auto tokens = random_tokens(8, 61, 4);
   model.hidden_states({tokens, 1, 8}, nullptr);
   std::vector<int> expected(14);
   for (int i = 0; i < 14; ++i) expected[static_cast<std::size_t>(i)] = i;
-  EXPECT_EQ(before, expected);
-  EXPECT_EQ(after, expected);
+  EXPECT_EQ(seen, expected);
 }
 
 TEST(TorchModelTest, RefusesTokensOutsideTheVocabulary) {
