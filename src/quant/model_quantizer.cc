@@ -79,6 +79,7 @@ class SequentialQuantizer {
     out_.linears.resize(modules);
     out_.targets.resize(options.quantizer == Quantizer::gptq && options.keep_targets ? modules : 0);
     out_.singular_values.resize(sites.size());
+    out_.energies.resize(sites.size());
     out_.factors.resize(sites.size());
     for (std::size_t i = 0; i < sites.size(); ++i) {
       for (const ModuleId id : sites[i].members) site_of_[id.index] = i;
@@ -178,8 +179,9 @@ class SequentialQuantizer {
     std::vector<torch::Tensor> stacked;
     for (const ModuleId id : members) stacked.push_back(errors.at(id.index));
     const std::int64_t rank = sites_[site].rank, rows = std::max<std::int64_t>(1, rank + sites_[site].gate_rows);
-    const auto leading = whitened_factors(torch::cat(stacked, 0), moments.hessian, rows, options_.whitening);
+    const auto leading = whitened_factors(torch::cat(stacked, 0), moments.hessian, rows, options_.whitening, options_.spectrum);
     out_.singular_values[site] = to_vector(leading.singular_values);
+    out_.energies[site] = leading.energy;
     if (rank == 0) return;
     ChainFactors& factors = out_.factors[site];
     factors.a = leading.a;

@@ -29,6 +29,7 @@ struct QuantizeOptions {
   double outlier_cap = 4.0;
   int sweeps = 2;
   Whitening whitening = Whitening::exact;             ///< of the compensators
+  std::int64_t spectrum = 16;                         ///< singular values of errors that are wanted, at least
   bool keep_targets = true;                           ///< whether ModelQuantization::targets is wanted (4 bytes per weight)
   const std::vector<QuantizedLinear>* given = nullptr; ///< 4-bit linears to take as they are (not with gptq)
   /// Where the model's slots are empty: layers are loaded from here when their turn comes, and dropped behind it.
@@ -53,7 +54,8 @@ struct ModelQuantization {
   std::vector<QuantizedLinear> linears;   ///< by ModuleId
   std::vector<torch::Tensor> targets;     ///< by ModuleId: W' that rounding aimed at (gptq only, if kept)
   std::vector<ChainFactors> factors;      ///< by site
-  std::vector<std::vector<double>> singular_values;  ///< by site: of (W' − Ŵ), whitened, falling
+  std::vector<std::vector<double>> singular_values;  ///< by site: the leading ones of (W' − Ŵ), whitened, falling
+  std::vector<double> energies;                      ///< by site: of all of these, squared; 0 where the leading ones are all
 };
 
 /// `model`'s slots hold the reference weights at the start, dequantized 4-bit weights (and compensators) at the end, unless

@@ -12,10 +12,22 @@ enum class Whitening { exact, diagonal };
 struct WhitenedFactors {
   torch::Tensor a;                ///< [rank, in] float32
   torch::Tensor b;                ///< [out, rank] float32
-  torch::Tensor singular_values;  ///< [min(out, in)] float64, falling, of E S: their squares are output error
+  torch::Tensor singular_values;  ///< float64, falling, of E S: their squares are output error
+  double energy = 0;              ///< sum of the squares of all min(out, in) singular values
 };
 
-/// error: [out, in], moment: [in, in]; `rank` is cut to min(out, in).
-WhitenedFactors whitened_factors(const torch::Tensor& error, const torch::Tensor& moment, std::int64_t rank, Whitening whitening);
+/// error: [out, in], moment: [in, in]; `rank` is cut to min(out, in). Of the singular values there are at least the leading
+/// max(rank, spectrum), if E S has as many.
+WhitenedFactors whitened_factors(const torch::Tensor& error, const torch::Tensor& moment, std::int64_t rank, Whitening whitening,
+                                 std::int64_t spectrum = 0);
+
+struct Eigenpairs {
+  torch::Tensor values;   ///< [k] float64, falling
+  torch::Tensor vectors;  ///< [n, k]
+};
+/// At least the leading `count` eigenpairs of a symmetric positive semidefinite matrix [n, n] float64: all of them where n is
+/// small, else by a block Krylov space (Golub and Underwood; Musco and Musco, arXiv 1504.05477), grown until the residuals
+/// |G v − λ v| are below 1e-5 of the largest eigenvalue. The same on every call.
+Eigenpairs leading_eigenpairs(const torch::Tensor& matrix, std::int64_t count);
 
 }  // namespace spear

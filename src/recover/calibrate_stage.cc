@@ -79,6 +79,7 @@ std::vector<CompensatorShape> Stages::choose_shapes(const ModelQuantization& mea
     const Damage& d = damage();
     for (std::size_t i = 0; i < all.size(); ++i) {
       all[i].singular_values = measured.singular_values.at(i);
+      all[i].energy = measured.energies.at(i);
       for (const ModuleId id : all[i].members) {
         const auto index = static_cast<std::size_t>(id.index);
         all[i].damage += r.placement == Placement::damage ? std::max(0.0, d.cka[index] - d.noise_floor) : d.fisher[index];
@@ -192,7 +193,7 @@ Stages::Start Stages::trained_wide(Calibrated& out) {
   const auto learned = principal_factors(model, where, model.token_tensor({set.rows(0, rows), rows, set.length}));
   std::vector<double> shares;
   for (std::size_t i = 0; i < where.size(); ++i) {
-    shares.push_back(energy(learned.singular_values[i]) / std::max(1e-30, energy(wide.singular_values[i])));
+    shares.push_back(energy(learned.singular_values[i]) / std::max(1e-30, wide.energies[i]));
   }
   out.shapes = choose_shapes(learned, out.placement, shares);
   out.whitening = "trained";

@@ -50,6 +50,9 @@ TensorMap to_tensors(const ModelQuantization& q) {
     Tensor values(DType::f64, {static_cast<std::int64_t>(q.singular_values[i].size())});
     std::copy(q.singular_values[i].begin(), q.singular_values[i].end(), values.mutable_as<double>().begin());
     out.emplace(site_name(i, "singular_values"), values);
+    Tensor energy(DType::f64, {1});
+    energy.mutable_as<double>()[0] = q.energies[i];
+    out.emplace(site_name(i, "energy"), energy);
     if (!q.factors[i].a.defined()) continue;
     out.emplace(site_name(i, "a"), to_host(q.factors[i].a));
     out.emplace(site_name(i, "sigma"), to_host(q.factors[i].sigma));
@@ -69,6 +72,7 @@ ModelQuantization quantization_from(const TensorMap& map, const W4Scheme& scheme
   for (std::size_t i = 0; map.contains(site_name(i, "singular_values")); ++i) {
     const auto values = map.at(site_name(i, "singular_values")).as<double>();
     out.singular_values.emplace_back(values.begin(), values.end());
+    out.energies.push_back(map.at(site_name(i, "energy")).as<double>()[0]);
     ChainFactors factors;
     if (map.contains(site_name(i, "a"))) {
       factors.a = tensor(site_name(i, "a"));
@@ -289,6 +293,7 @@ ModelQuantization Stages::run_quantizer(const std::string& stage, const std::vec
   for (std::size_t i = 0; i < ranks.size(); ++i) where.push_back({all[i].members, ranks[i], options_.recipe.gate_rows});
   QuantizeOptions how = quantize_options(options_.recipe);
   how.source = &parent();
+  how.spectrum = options_.recipe.max_rank;
   how.whitening = whitening;
   how.keep_targets = key["targets"];
   if (backbone_) {

@@ -261,6 +261,39 @@ TEST(WhitenedFactorsTest, IsTheLeadingPartOfTheSvd) {
   }
 }
 
+TEST(LeadingEigenpairsTest, OfALargeMatrixAreThoseOfAllPairs) {
+  // A spectrum that falls, one with equal leading values, and one of less rank than is asked for.
+  const std::int64_t n = 260, count = 6;
+  const auto [q, r] = torch::linalg_qr(wide(random_tensor({n, n}, 30)));
+  for (const auto& spectrum :
+       {torch::logspace(0, -8, n, 10, torch::kFloat64), torch::cat({torch::ones({9}, torch::kFloat64), torch::full({n - 9}, 0.3, torch::kFloat64)}),
+        torch::cat({torch::ones({3}, torch::kFloat64), torch::zeros({n - 3}, torch::kFloat64)}), torch::zeros({n}, torch::kFloat64)}) {
+    const auto matrix = torch::matmul(q * spectrum, q.t());
+    const auto [values, vectors] = leading_eigenpairs(matrix, count);
+    ASSERT_GE(values.size(0), count);
+    EXPECT_LT(values.size(0), n) << "not by way of all pairs";
+    EXPECT_LT(distance(values.narrow(0, 0, count), spectrum.narrow(0, 0, count)), 1e-8);
+    const auto lead = vectors.narrow(1, 0, count);
+    EXPECT_LT(distance(torch::matmul(lead.t(), lead), torch::eye(count, torch::kFloat64)), 1e-10);
+    EXPECT_LT(distance(torch::matmul(matrix, lead), lead * values.narrow(0, 0, count)), 1e-4);
+    EXPECT_TRUE(leading_eigenpairs(matrix, count).vectors.equal(vectors));
+  }
+}
+
+TEST(WhitenedFactorsTest, OfAWideErrorAreItsSvds) {
+  const std::int64_t out = 250, in = 300;
+  const auto h = moment(correlated_inputs(2000, in, 17));
+  const auto error = random_tensor({out, in}, 18);
+  const auto s = torch::linalg_cholesky(h + 0.01 * h.diagonal().mean() * torch::eye(in, torch::kFloat64));
+  const auto whole = torch::matmul(wide(error), s);
+  const auto sigma = std::get<1>(torch::linalg_svd(whole, false));
+  const auto f = whitened_factors(error, h, 3, Whitening::exact, 8);
+  EXPECT_LT(distance(f.singular_values.narrow(0, 0, 8), sigma.narrow(0, 0, 8)), 1e-5 * sigma[0].item<double>());
+  EXPECT_NEAR(f.energy, sigma.square().sum().item<double>(), 1e-5 * f.energy);
+  const auto left = (whole - torch::matmul(torch::matmul(wide(f.b), wide(f.a)), s)).square().sum().item<double>();
+  EXPECT_NEAR(left, sigma.narrow(0, 3, out - 3).square().sum().item<double>(), 1e-5 * left);
+}
+
 TEST(WhitenedFactorsTest, AnErrorOfZeroHasFactorsOfZero) {
   const auto f = whitened_factors(torch::zeros({4, 6}), torch::eye(6), 2, Whitening::exact);
   EXPECT_EQ(f.a.abs().sum().item<double>(), 0);
