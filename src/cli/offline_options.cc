@@ -151,7 +151,10 @@ RecoverOptions OfflineOptions::resolve() const {
   if (rho) recipe.rho = *rho;
   if (code_rate) recipe.train.rates.codes = *code_rate;
   if (code_margin) recipe.code_margin = *code_margin;
-  if (factor_rate) recipe.train.rates.groups[static_cast<std::size_t>(ParameterGroup::factors)] = *factor_rate;
+  if (factor_rate) {
+    recipe.train.rates.groups[static_cast<std::size_t>(ParameterGroup::factors)] = *factor_rate;
+    recipe.train.full_rate_kl = 0;  // as asked for
+  }
   if (scale_rate) {
     for (const auto group : {ParameterGroup::scales, ParameterGroup::gains}) recipe.train.rates.groups[static_cast<std::size_t>(group)] = *scale_rate;
   }

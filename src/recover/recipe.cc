@@ -13,6 +13,8 @@ constexpr std::pair<const char*, Tune> kTunes[] = {{"none", Tune::none}, {"scale
 
 constexpr std::pair<const char*, Rotation> kRotations[] = {{"none", Rotation::none}, {"stream", Rotation::stream}};
 
+constexpr double kFullRateKl = 0.3;  ///< held-out KL of round-to-nearest behind the closed form, whose rate for frozen codes it is
+
 constexpr std::size_t at(ParameterGroup group) { return static_cast<std::size_t>(group); }
 
 }  // namespace
@@ -96,6 +98,7 @@ void set_tune(Recipe& recipe, Tune tune) {
   auto& rates = recipe.train.rates;
   // Many parameters with far to go over-fit 200 sequences (docs/algorithm.md).
   if (recipe.preset == "standard") recipe.samples.sequences = simple && tune == Tune::scales ? 460 : 220;
+  recipe.train.full_rate_kl = tune == Tune::none ? kFullRateKl : 0;
   rates.codes = 3e-3;
   rates.groups[at(ParameterGroup::factors)] = simple ? (tune == Tune::none ? 3e-3 : 2e-3) : recipe.preset == "quick" ? 1e-3 : 5e-4;
   rates.groups[at(ParameterGroup::gate)] = 3e-3;
@@ -153,6 +156,7 @@ nlohmann::json to_json(const Recipe& recipe) {
           {"gates_from", recipe.train.gates_from},
           {"code_margin", recipe.code_margin},
           {"codes_until", recipe.train.codes_until},
+          {"full_rate_kl", recipe.train.full_rate_kl},
           {"rate_codes", recipe.train.rates.codes},
           {"rate_factors", rates[at(ParameterGroup::factors)]},
           {"rate_gate", rates[at(ParameterGroup::gate)]},

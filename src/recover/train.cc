@@ -64,14 +64,16 @@ class Pieces {
   torch::Tensor tokens_, states_;
 };
 
-TrainableModel::Rates rates_at(const TrainOptions& options, std::int64_t step) {
+TrainableModel::Rates rates_at(const TrainOptions& options, std::int64_t step, double start_kl) {
   const auto total = static_cast<double>(options.steps);
   const double warm = std::min(1.0, static_cast<double>(step + 1) / static_cast<double>(options.warmup_steps + 1));
   const double at = static_cast<double>(step) / total;
   const double linear = 1 - at, cosine = 0.5 * (1 + std::cos(M_PI * at));
+  // What little a good backbone has lost, a rate for bad ones would first double (docs/algorithm.md).
+  const double share = options.full_rate_kl > 0 ? std::min(1.0, start_kl / options.full_rate_kl) : 1.0;
   TrainableModel::Rates rates = options.rates;
-  rates.codes *= warm * std::max(0.0, 1 - at / options.codes_until);
-  for (double& rate : rates.groups) rate *= warm * (options.decay == Decay::cosine ? cosine : linear);
+  rates.codes *= share * warm * std::max(0.0, 1 - at / options.codes_until);
+  for (double& rate : rates.groups) rate *= share * warm * (options.decay == Decay::cosine ? cosine : linear);
   return rates;
 }
 
@@ -191,7 +193,7 @@ TrainResult train(TorchModel& model, TrainableModel& trainable, const Calibratio
       throw failed(fmt::format("the loss became {} at step {}", mean, step), "calibrate", "lower the learning rates");
     }
     hidden.backward(loss.gradient);
-    trainable.step(rates_at(options, step));
+    trainable.step(rates_at(options, step, result.start_kl));
     loss_sum += mean;
     ++loss_count;
     progress.update(step + 1, fmt::format("KL {:.4f}", mean_loss()));

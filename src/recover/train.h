@@ -21,6 +21,7 @@ struct TrainOptions {
   std::int64_t sequence_length = 512;  ///< sequences of the set are cut into pieces of this length
   std::int64_t warmup_steps = 10;
   TrainableModel::Rates rates;         ///< peak values
+  double full_rate_kl = 0;             ///< if positive, rates are multiplied by min(1, held-out KL at the start / this)
   Decay decay = Decay::cosine;         ///< of everything but codes, whose rate falls linearly
   double int8_from = 0.7;              ///< share of the steps after which factors are trained through their rounding
   double gates_from = 0.0;             ///< share of the steps after which the gates switch on

@@ -279,8 +279,10 @@ TEST(RecipeTest, DefaultsFollowTheQuantizerAndTheModel) {
   EXPECT_EQ(best_rotation(recipe, config), Rotation::none);
   EXPECT_GT(recipe.gate_hidden, 0);
   EXPECT_GT(recipe.samples.sequences, sequences) << "scales train, too";
+  EXPECT_EQ(recipe.train.full_rate_kl, 0);
   set_tune(recipe, Tune::none);
   EXPECT_EQ(recipe.samples.sequences, sequences);
+  EXPECT_GT(recipe.train.full_rate_kl, 0) << "a backbone may be good already";
 }
 
 TEST(PlacementTest, UniformIsEvenAndRandomFollowsItsSeed) {

@@ -313,6 +313,27 @@ TEST(TrainTest, LowersHeldOutKlTheSameWayEveryTime) {
   }
 }
 
+TEST(TrainTest, RatesFollowWhatIsLeftAtTheStart) {
+  const auto set = samples();
+  const auto states = teacher_states();
+  const auto trained = [&](double full_rate_kl, double share) {
+    Trained run({Tune::none});
+    auto how = options();
+    how.full_rate_kl = full_rate_kl;
+    for (double& rate : how.rates.groups) rate *= share;
+    train(run.model, *run.trainable, set, states, how);
+    return run.trainable->state();
+  };
+  Trained run({Tune::none});
+  auto none = options();
+  none.steps = 0;
+  const double start = train(run.model, *run.trainable, set, states, none).start_kl;
+  const auto halved = trained(0, 0.5);
+  EXPECT_TRUE(same_bytes(trained(2 * start, 1), halved));
+  EXPECT_TRUE(same_bytes(trained(start / 2, 0.5), halved)) << "never above the rates";
+  EXPECT_FALSE(same_bytes(trained(0, 1), halved));
+}
+
 TEST(TrainTest, KeepsTheStartWhenNothingLaterIsBetter) {
   const auto set = samples();
   const auto states = teacher_states();
