@@ -55,7 +55,7 @@ struct ModelQuantization {
   std::vector<torch::Tensor> targets;     ///< by ModuleId: W' that rounding aimed at (gptq only, if kept)
   std::vector<ChainFactors> factors;      ///< by site
   std::vector<std::vector<double>> singular_values;  ///< by site: the leading ones of (W' − Ŵ), whitened, falling
-  std::vector<double> energies;                      ///< by site: of all of these, squared; 0 where the leading ones are all
+  std::vector<double> energies;                      ///< by site: sum of the squares of all of these
 };
 
 /// `model`'s slots hold the reference weights at the start, dequantized 4-bit weights (and compensators) at the end, unless

@@ -162,13 +162,6 @@ Stages::Start Stages::behind_given_linears(Calibrated& out) {
   return best;
 }
 
-/// Sum of squares.
-static double energy(const std::vector<double>& values) {
-  double sum = 0;
-  for (const double v : values) sum += v * v;
-  return sum;
-}
-
 Stages::Start Stages::trained_wide(Calibrated& out) {
   const Recipe& r = options_.recipe;
   const bool chain = !backbone_ && quantize_options(r).quantizer == Quantizer::gptq;
@@ -193,7 +186,7 @@ Stages::Start Stages::trained_wide(Calibrated& out) {
   const auto learned = principal_factors(model, where, model.token_tensor({set.rows(0, rows), rows, set.length}));
   std::vector<double> shares;
   for (std::size_t i = 0; i < where.size(); ++i) {
-    shares.push_back(energy(learned.singular_values[i]) / std::max(1e-30, wide.energies[i]));
+    shares.push_back(learned.energies[i] / std::max(1e-30, wide.energies[i]));
   }
   out.shapes = choose_shapes(learned, out.placement, shares);
   out.whitening = "trained";

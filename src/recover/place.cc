@@ -62,10 +62,7 @@ void place_by_damage(const std::vector<PlacementSite>& sites, Allocation& ranks)
       const auto& values = sites[i].singular_values;
       const auto next = static_cast<std::size_t>(ranks.rank(i));
       if (next >= values.size()) continue;
-      double total = sites[i].energy;
-      if (total == 0) {
-        for (const double v : values) total += v * v;
-      }
+      const double total = sites[i].energy;
       const double gain = total > 0 ? sites[i].damage * values[next] * values[next] / total : 0;
       const double worth = gain / ranks.price_of_next(i);
       if (worth > best) {

@@ -28,7 +28,7 @@ struct PlacementSite {
   std::int64_t in_features = 0, out_features = 0;  ///< out: summed over the members
   double damage = 0;                               ///< summed over the members
   std::vector<double> singular_values;             ///< whitened, of the stacked error, the leading ones, falling
-  double energy = 0;                               ///< sum of the squares of all; 0: those above are all
+  double energy = 0;                               ///< sum of the squares of all singular values
 };
 
 struct PlacementOptions {

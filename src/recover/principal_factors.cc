@@ -54,7 +54,7 @@ ModelQuantization principal_factors(TorchModel& model, const std::vector<Compens
     }
     const auto host = s.to(torch::kCPU).contiguous();
     out.factors.push_back(std::move(factors));
-    out.energies.push_back(0);
+    out.energies.push_back(s.square().sum().item<double>());
     out.singular_values.emplace_back(host.data_ptr<double>(), host.data_ptr<double>() + host.numel());
   }
   return out;

@@ -151,8 +151,10 @@ std::vector<PlacementSite> random_sites(bool share_a) {
   for (auto& site : sites) {
     site.damage = random.uniform();
     double value = 1;
-    for (std::int64_t i = 0; i < std::min(site.in_features, site.out_features); ++i)
+    for (std::int64_t i = 0; i < std::min(site.in_features, site.out_features); ++i) {
       site.singular_values.push_back(value *= 0.5 + 0.5 * random.uniform());
+      site.energy += value * value;
+    }
   }
   return sites;
 }
@@ -215,8 +217,12 @@ TEST(PlacementTest, DamageDecidesAndGreedyIsTheOptimum) {
     for (auto& site : sites) {
       site.damage = random.uniform();
       site.singular_values.clear();
+      site.energy = 0;
       double value = 1 + random.uniform();
-      for (int i = 0; i < 24; ++i) site.singular_values.push_back(value *= random.uniform());
+      for (int i = 0; i < 24; ++i) {
+        site.singular_values.push_back(value *= random.uniform());
+        site.energy += value * value;
+      }
     }
     const std::int64_t ranks = 7;
     const auto shapes = place(sites, {Placement::damage, ranks * site_bytes(sites[0], 1, 0, 0), 4, 0, 0, 0});
