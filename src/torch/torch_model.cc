@@ -147,10 +147,6 @@ Stream<TorchOps> TorchOps::linear_tail(const torch::Tensor& y, const Tail& tail,
   return {residual, rms_norm(tail.back ? torch::matmul(residual, model_.weights_.rotation.t()) : residual, tail.next)};
 }
 
-void TorchOps::observe(const char* name, std::int64_t layer, const torch::Tensor& value) {
-  if (model_.on_value) model_.on_value(name, layer, value);
-}
-
 TorchModel::TorchModel(const ModelWeights& weights, torch::Device device, torch::ScalarType compute, Linears linears)
     : device_(device), compute_(compute) {
   torch::NoGradGuard no_grad;

@@ -76,7 +76,7 @@ class TorchOps {
   torch::Tensor attention(std::int64_t layer, torch::Tensor q, torch::Tensor k, torch::Tensor v, Batch& batch);
   torch::Tensor gated_act(const torch::Tensor& gate, const torch::Tensor& up);
   Stream<TorchOps> linear_tail(const torch::Tensor& y, const Tail& tail, Stream<TorchOps> stream);
-  void observe(const char* name, std::int64_t layer, const torch::Tensor& value);
+  void observe(const char*, std::int64_t, const torch::Tensor&) {}
 
  private:
   /// `z` is re-used while the A of `z_owner` is the module's A.
@@ -124,8 +124,6 @@ class TorchModel : public ForwardModel {
 
   /// Called with input x [tokens, in] and output y [tokens, out] of every linear, if set.
   std::function<void(ModuleId, const torch::Tensor& x, torch::Tensor& y)> on_linear;
-  /// Called with every named intermediate, if set.
-  std::function<void(const char* name, std::int64_t layer, const torch::Tensor&)> on_value;
 
  private:
   friend class TorchOps;

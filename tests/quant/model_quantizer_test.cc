@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "torch/chunked_ops.h"
 #include "torch/tensors.h"
 
 namespace spear {
@@ -274,10 +275,13 @@ TEST(ModelQuantizerTest, OutlierTokensAreHeldDown) {
   torch::NoGradGuard no_grad;
   std::map<int, Tensor> stream;  // in front of o_proj and down_proj
   stream[3] = reference.stream_before(tokens, 0).residual;
-  reference.on_value = [&](const char* name, std::int64_t layer, const Tensor& value) {
-    if (std::string_view(name) == "post_attention") stream[static_cast<int>(layer) * 7 + 6] = value;
-    if (std::string_view(name) == "layer") stream[static_cast<int>(layer) * 7 + 10] = value;
+  ChunkedOps ops(reference);
+  ops.on_value = [&](const char* name, std::int64_t layer, const ChunkedOps::Activation& value) {
+    if (std::string_view(name) == "post_attention") stream[static_cast<int>(layer) * 7 + 6] = torch::cat(value);
+    if (std::string_view(name) == "layer") stream[static_cast<int>(layer) * 7 + 10] = torch::cat(value);
   };
+  auto batch = ChunkedOps::batch(tokens);
+  decoder_layers(ops, reference.config(), 0, reference.config().num_hidden_layers, ops.embed(batch, NormId::input(0)), batch);
   const auto seen = inputs_of(model, tokens), ideal = inputs_of(reference, tokens);
   const auto weights_by = [](const Tensor& rows) {
     const auto n = rows.square().sum(1, true);
