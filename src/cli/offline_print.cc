@@ -67,6 +67,7 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
     nlohmann::json plan = {{"schema", "spear.plan/1"},
                            {"recipe", to_json(options.recipe)},
                            {"memory_bytes", needs.memory},
+                           {"mapped_bytes", needs.mapped},
                            {"disk_bytes", needs.disk},
                            {"bytes", {{"reference", bytes.reference}, {"result", bytes.quantized}, {"base", bytes.budget_base},
                                       {"compensators", bytes.compensators}}},
@@ -88,7 +89,8 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
   fmt::print("about {} on this machine's CPU ({} products at {:.0f} GFLOP/s); far less on a GPU\n", format_duration(seconds), name(compute), gflops);
   fmt::print("model {} in 16 bit, {} as a checkpoint, {} of it compensators\n", size(bytes.reference), size(bytes.quantized),
              size(bytes.compensators));
-  fmt::print("peak memory about {}, disk about {}\n", size(needs.memory), size(needs.disk));
+  fmt::print("peak memory about {}{}, disk about {}\n", size(needs.memory),
+             needs.mapped > 0 ? fmt::format(" ({} of it mapped files, which can give way)", size(needs.mapped)) : "", size(needs.disk));
   return 0;
 }
 

@@ -167,7 +167,7 @@ const GgufTensor& GgufFile::tensor(std::string_view tensor_name) const {
   }
   if (found->second.type->dequantize == nullptr) {
     throw bad_input(fmt::format("tensor type {} is not supported", found->second.type->name),
-                    where() + ": " + printable(tensor_name), "use a file in F32, F16, BF16, Q8_0, Q6_K, Q5 or Q4");
+                    where() + ": " + printable(tensor_name), "use a file in F32, F16, BF16, Q8_0, Q6, Q5 or Q4");
   }
   return found->second;
 }

@@ -101,8 +101,11 @@ Placed read_tensor_info(Cursor& cursor, const std::string& file_where) {
   const auto type = cursor.number<std::uint32_t>("tensor type");
   placed.tensor.type = find_gguf_type(type);
   if (placed.tensor.type == nullptr) {
+    constexpr std::uint32_t kFirstOfFork = 97, kLastOfFork = 400;
     throw bad_input(fmt::format("tensor type {} is unknown", type), where,
-                    "the file is damaged or newer than this program");
+                    type >= kFirstOfFork && type <= kLastOfFork
+                        ? "a type that only ik_llama.cpp has (or damage): quantize to Q4_0, Q4_K_M or another type of llama.cpp"
+                        : "the file is damaged or newer than this program");
   }
   placed.offset = cursor.number<std::uint64_t>("tensor offset");
   const std::int64_t count = checked_element_count(placed.tensor.shape, where);

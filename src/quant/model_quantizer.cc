@@ -179,7 +179,7 @@ class SequentialQuantizer {
     std::vector<torch::Tensor> stacked;
     for (const ModuleId id : members) stacked.push_back(errors.at(id.index));
     const std::int64_t rank = sites_[site].rank, rows = std::max<std::int64_t>(1, rank + sites_[site].gate_rows);
-    const auto leading = whitened_factors(torch::cat(stacked, 0), moments.hessian, rows, options_.whitening, options_.spectrum);
+    const auto leading = whitened_factors(torch::cat(stacked, 0), moments.solver, rows, options_.whitening, options_.spectrum);
     out_.singular_values[site] = to_vector(leading.singular_values);
     out_.energies[site] = leading.energy;
     if (rank == 0) return;

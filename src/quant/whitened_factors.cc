@@ -5,7 +5,6 @@
 namespace spear {
 namespace {
 
-constexpr double kDamping = 0.01;  ///< of the moment's mean diagonal (LRC)
 constexpr double kResidual = 1e-5;
 constexpr std::int64_t kMoreColumns = 8;  ///< of a Krylov block than pairs wanted
 
@@ -39,10 +38,8 @@ Eigenpairs leading_eigenpairs(const torch::Tensor& matrix, std::int64_t count) {
 WhitenedFactors whitened_factors(const torch::Tensor& error, const torch::Tensor& moment, std::int64_t rank, Whitening whitening,
                                  std::int64_t spectrum) {
   torch::NoGradGuard no_grad;
-  const auto h = moment.to(torch::kFloat64);
-  const auto damped = h + kDamping * h.diagonal().mean().clamp_min(1e-12) * torch::eye(h.size(0), h.options());
   const bool exact = whitening == Whitening::exact;
-  const auto s = exact ? std::get<0>(torch::linalg_cholesky_ex(damped)) : damped.diagonal().sqrt();
+  const auto s = exact ? std::get<0>(torch::linalg_cholesky_ex(moment)) : moment.diagonal().sqrt();
   // Products in float32, the moments' own precision; the decomposition in float64.
   const auto e = error.to(torch::kFloat32), root_moment = s.to(torch::kFloat32);
   const auto m = (exact ? torch::matmul(e, root_moment) : e * root_moment).to(torch::kFloat64);  // [out, in]

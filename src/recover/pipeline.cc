@@ -307,8 +307,8 @@ void preflight(const RecoverOptions& options, const ModelConfig& config, Planned
                                      static_cast<std::int64_t>(element_bytes(weights_type(options.reference))));
   const std::int64_t memory = available_memory_bytes();
   const auto gigabytes = [](std::int64_t bytes) { return format_bytes(static_cast<double>(bytes)); };
-  if (memory > 0 && needs.memory > memory) {
-    throw out_of_resources(fmt::format("about {} of memory are needed, {} are free", gigabytes(needs.memory), gigabytes(memory)), "preflight",
+  if (const std::int64_t must = needs.memory - needs.mapped; memory > 0 && must > memory) {
+    throw out_of_resources(fmt::format("about {} of memory are needed, {} are free", gigabytes(must), gigabytes(memory)), "preflight",
                            "close other programs, use --preset quick, --tune scales, or a machine with more memory");
   }
   const std::int64_t disk = free_disk_bytes(options.out.empty() ? options.workspace : options.out);

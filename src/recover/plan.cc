@@ -102,6 +102,8 @@ Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, PlannedCom
     return needs;
   }
   needs.memory = static_cast<std::int64_t>(per_weight * linears + 8 * embedding + states + std::max(training, quantizing) + 3e8);
+  // What is rotated lies in the workspace; a reference in 16 bit is a safetensors directory, one of GGUF is dequantized.
+  needs.mapped = static_cast<std::int64_t>((rotated + (reference_bytes == 2 ? 2 : 0)) * linears);
   needs.disk = static_cast<std::int64_t>((rotated + (recipe.tune == Tune::codes ? 26 : 14)) * linears + states + 2 * embedding);
   return needs;
 }
@@ -140,7 +142,7 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
     return static_cast<double>((sequences + batch - 1) / batch * length) * 2 * (work.linears + work.head) / kSampleBandwidth;
   };
   const bool recovers = command == PlannedCommand::recover;
-  const bool chain = recipe.quantizer == "tuned" || recipe.quantizer == "gptq";
+  const bool chain = recipe.quantizer == "tuned" || recipe.quantizer == "gptq", clip = recipe.quantizer == "clip";
   const double quantizing = (compute_bytes > 2 ? kFloat32Quantize / kFloat32 : 1.0) *
                             (kQuantize * quantizer_tokens * (4 * work.linears + 6 * work.moments) + kRound * work.linears +
                              kFactor * 4 * (work.rounding + work.factors));
@@ -149,11 +151,11 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
     stages.push_back({"samples", fmt::format("{:.0f}k tokens from the reference", sampled / 1e3),
                       sampling(sampled, recipe.samples.length), reading(recipe.samples.sequences, recipe.samples.length)});
   }
-  if (chain || recovers) {
+  if (chain || clip || recovers) {
     stages.push_back({"samples of the quantizer", fmt::format("{:.0f}k tokens", quantizer_tokens / 1e3),
                       sampling(quantizer_tokens, recipe.quantizer_length), reading(recipe.quantizer_sequences, recipe.quantizer_length)});
   }
-  stages.push_back({"quantize", recipe.quantizer, chain ? quantizing : 0.02 * quantizing});
+  stages.push_back({"quantize", recipe.quantizer, chain ? quantizing : (clip ? kClosedForm : 0.02) * quantizing});
   const auto scaled = [gflops, compute_bytes](std::vector<PlannedStage> all) {
     for (PlannedStage& stage : all) {
       stage.seconds = std::max(stage.at_least, stage.seconds * kPlannedGflops / gflops * (compute_bytes > 2 ? kFloat32 : 1.0));

@@ -12,9 +12,10 @@ namespace spear {
 
 enum class PlannedCommand { recover, quantize };
 
-/// Memory and disk that a run needs at its peak, in bytes.
+/// Memory and disk that a run takes at its peak, in bytes. `mapped` of the memory are pages of files, which the system takes
+/// back when something else needs them.
 struct Needs {
-  std::int64_t memory = 0, disk = 0;
+  std::int64_t memory = 0, mapped = 0, disk = 0;
 };
 /// compute_bytes: of a number that linears are computed in, 2 (bfloat16) or 4. reference_bytes: of a number of the
 /// reference as it is held (weights_type() in io/model_reader.h).

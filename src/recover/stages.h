@@ -84,7 +84,7 @@ class Stages {
   nlohmann::json input_key() const;  ///< identifies reference and backbone
 
  private:
-  static constexpr int kVersion = 9;  ///< raised when a stage's result changes for the same inputs
+  static constexpr int kVersion = 10;  ///< raised when a stage's result changes for the same inputs
 
   /// In files of the workspace, so that its pages, like those of the reference's own files, are the system's to drop.
   ModelWeights rotated_reference() const;

@@ -55,6 +55,20 @@ void q5_0(Bytes bytes, Floats out) {
   });
 }
 
+/// Of ik_llama.cpp, which takes it for rows that are not whole K-blocks: the upper two bits of weights i, i + 16, i + 8 and i + 24
+/// share a byte, in this order from the lowest.
+void q6_0(Bytes bytes, Floats out) {
+  static constexpr unsigned kShift[] = {0, 4, 2, 6};
+  for_each_block<26, 32>(bytes, out, [](const std::byte* in, float* w) {
+    const float d = half_at(in);
+    for (std::size_t i = 0; i < 32; ++i) {
+      const unsigned pair = byte_at(in + 10, i % 16), low = i < 16 ? pair & 0xf : pair >> 4;
+      const unsigned high = byte_at(in + 2, i % 8) >> kShift[i / 8] & 3U;
+      w[i] = d * static_cast<float>(static_cast<int>(low | high << 4) - 32);
+    }
+  });
+}
+
 /// Of a type of codes, scales and minima.
 template <std::uint32_t kId>
 void from_codes(Bytes bytes, Floats out) {
@@ -109,6 +123,7 @@ constexpr std::array kTypes = {
     GgufType{39, "MXFP4", 32, 17},
     GgufType{40, "NVFP4", 64, 36},
     GgufType{41, "Q1_0", 128, 18},
+    GgufType{133, "Q6_0", 32, 26, q6_0, 0},
 };
 
 }  // namespace

@@ -5,6 +5,8 @@
 #include "gguf_bytes.h"
 #include "io_test_util.h"
 #include "tensor/block_matrix.h"
+#include "tensor/dtype.h"
+#include "tensor/gguf_types.h"
 
 namespace spear {
 namespace {
@@ -40,6 +42,28 @@ TEST(GgufGolden, DequantizesBitForBit) {
     ++compared;
   }
   EXPECT_EQ(compared, 11);
+}
+
+// Oracle: dequantize_row_q6_0 of ik_llama.cpp's library (wheel ik-llama-cpp-python 0.1.5) on random blocks, each value divided by its d.
+TEST(GgufGolden, Q6_0AsItsOwnProgramReadsIt) {
+  const std::uint8_t blocks[] = {
+      0x4c, 0x22, 0x82, 0xb7, 0x0e, 0xee, 0x7f, 0x1a, 0x50, 0x39, 0xbe, 0xf0, 0x7e, 0xc2, 0x34, 0x7f, 0x06, 0x6e, 0xd0,
+      0x8f, 0x5d, 0xc7, 0x51, 0x24, 0x47, 0xe3, 0x00, 0xb8, 0x40, 0x43, 0x00, 0x02, 0x6b, 0x6e, 0x54, 0x55, 0x94, 0xa0,
+      0x65, 0x68, 0x5d, 0x64, 0xc4, 0x98, 0x0b, 0xb8, 0xd4, 0x54, 0x4a, 0x87, 0x21, 0xa9, 0xff, 0x03, 0x9a, 0x01, 0xad,
+      0x21, 0x9e, 0xb5, 0x9c, 0xf6, 0xa1, 0x5e, 0xf6, 0xf1, 0x5a, 0x1d, 0x83, 0x0b, 0xb7, 0xce, 0x09, 0xd6, 0xbb, 0xc0,
+      0x04, 0xe7};
+  const int codes[] = {
+      14, 16, 14, 2, 20, 15, -26, -2, -32, 31, -19, 7, 17, -12, -9, 19, -21, -1, 23, 28, 19, 7, -32, 6, 13, 8, -27, 28, -11,
+      -30, -12, -18, -28, 16, -27, 8, 29, 4, -28, -8, -21, -24, -28, -28, 10, 7, -15, -7, -23, -22, -26, -26, 5, 22, -4, -7,
+      -16, -5, -19, -27, -12, -8, -14, -6, 1, -2, -10, -15, 10, -3, -29, 11, -9, -18, 9, 6, -5, 16, -12, 23, 10, -27, 31,
+      -17, 21, -15, 24, -16, 11, -20, 0, -19, 11, 12, 0, 30};
+  const float scales[] = {f16_to_f32(0x224c), f16_to_f32(0xb800), f16_to_f32(0x03ff)};
+  const GgufType* type = find_gguf_type(133);
+  ASSERT_NE(type, nullptr);
+  ASSERT_EQ(sizeof blocks, static_cast<std::size_t>(3 * type->block_bytes));
+  std::vector<float> values(96);
+  type->dequantize(std::as_bytes(std::span(blocks)), values);
+  for (std::size_t i = 0; i < 96; ++i) EXPECT_EQ(values[i], scales[i / 32] * static_cast<float>(codes[i])) << i;
 }
 
 TEST(GgufGolden, BlocksOfEveryQuantizedTypeAsAMatrix) {
@@ -213,6 +237,7 @@ TEST_F(Gguf, LyingTensors) {
   expect_open_refused(one({33}, kQ4_0, 0), "not whole Q4_0 blocks");
   expect_open_refused(one({576}, 12, 0), "not whole Q4_K blocks");  // llama.cpp takes Q5_0 for such rows
   expect_open_refused(one({16}, 4, 0), "tensor type 4 is unknown");
+  expect_open_refused(one({16}, 137, 0), "tensor type 137 is unknown");
   expect_open_refused(one({16}, 0x80000000U, 0), "is unknown");
   const auto two = [](const char* second, std::uint64_t offset) {
     return GgufBytes().header(2, 0).tensor("t", {16}, kF32, 0).tensor(second, {8}, kF32, offset).data(128);

@@ -105,7 +105,7 @@ std::vector<PackedMatrix> matrices(std::int64_t rows, std::int64_t cols, const P
   testing::shuffle_groups(regrouped, 5);
   out.push_back(PackedMatrix::from_w4(regrouped, "regrouped", context));
   if (cols % 32 == 0) {
-    for (const char* type : {"Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"}) {
+    for (const char* type : {"Q8_0", "Q6_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1"}) {
       out.push_back(PackedMatrix::from_blocks(testing::random_blocks(rows, cols, type, 6), type, context));
     }
   }
@@ -176,7 +176,7 @@ TEST_P(PackedTest, ScalesBeyondF16AreRoundedWithTheirWeights) {
 }
 
 TEST_P(PackedTest, UnpackedRowsOfBlocksAreTheWeights) {
-  for (const char* type : {"Q4_0", "Q5_0", "Q8_0", "Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q6_K"}) {
+  for (const char* type : {"Q4_0", "Q5_0", "Q6_0", "Q8_0", "Q4_1", "Q5_1", "Q4_K", "Q5_K", "Q6_K"}) {
     const std::int64_t cols = std::string_view(type).ends_with("_K") ? 512 : 96;
     const BlockMatrix source = testing::random_blocks(37, cols, type, 11);
     const PackedMatrix packed = PackedMatrix::from_blocks(source, type, context_);

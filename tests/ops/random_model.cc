@@ -38,7 +38,7 @@ void shuffle_groups(W4Matrix& matrix, std::uint64_t seed) {
 
 BlockMatrix random_blocks(std::int64_t rows, std::int64_t cols, const char* type, std::uint64_t seed, double size) {
   BlockMatrix out{rows, cols, nullptr, {}};
-  for (std::uint32_t id = 0; id < 64; ++id) {
+  for (std::uint32_t id = 0; id < 256; ++id) {
     const GgufType* found = find_gguf_type(id);
     if (found != nullptr && std::string_view(found->name) == type) out.type = found;
   }

@@ -241,7 +241,7 @@ TEST(ModelQuantizerTest, ClosedFormOnFrozenLinearsUsesTheReferencesInputs) {
       EXPECT_TRUE(out.linears[static_cast<std::size_t>(index.index)].codes.equal(
           given[static_cast<std::size_t>(index.index)].codes));
     }
-    const auto expected = whitened_factors(torch::cat(errors), moment(x), 3, Whitening::exact);
+    const auto expected = whitened_factors(torch::cat(errors), damped(moment(x), options.damping), 3, Whitening::exact);
     const auto product = torch::matmul(torch::cat(out.factors[i].b), out.factors[i].a);
     EXPECT_LT(distance(product, torch::matmul(expected.b, expected.a)), 1e-3);
     EXPECT_LT(distance(out.factors[i].sigma, torch::matmul(x, out.factors[i].a.t()).square().mean(0).sqrt()), 1e-4);

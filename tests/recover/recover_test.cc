@@ -370,6 +370,36 @@ TEST_F(RecoverTest, PreflightRefusesWhatCannotFit) {
   EXPECT_GT(estimate_needs(config, options.recipe, PlannedCommand::recover, 2, 2).memory, std::int64_t{1} << 45);
 }
 
+TEST_F(RecoverTest, PagesOfMappedFilesAreNotMemoryThatMustBeFree) {
+  const auto options = small_recovery(folder->path(), "none");
+  const ModelConfig config = read_model_config(options.reference);
+  double linears = 0;
+  for (int index = 0; index < module_count(config); ++index) {
+    linears += static_cast<double>(in_features(config, ModuleId{index}.kind()) * out_features(config, ModuleId{index}.kind()));
+  }
+  Recipe recipe = options.recipe;
+  const auto mapped = [&](Rotation rotation, std::int64_t reference_bytes) {
+    set_rotation(recipe, rotation);
+    return static_cast<double>(estimate_needs(config, recipe, PlannedCommand::recover, 4, reference_bytes).mapped);
+  };
+  EXPECT_DOUBLE_EQ(mapped(Rotation::none, 4), 0);  // a GGUF file, dequantized
+  EXPECT_DOUBLE_EQ(mapped(Rotation::stream, 4), 4 * linears);
+  EXPECT_DOUBLE_EQ(mapped(Rotation::none, 2), 2 * linears);
+  EXPECT_DOUBLE_EQ(mapped(Rotation::stream, 2), 4 * linears);
+}
+
+TEST_F(RecoverTest, APlanNamesEveryStageOfTheQuantizer) {
+  const auto options = small_recovery(folder->path(), "none");
+  const ModelConfig config = read_model_config(options.reference);
+  Recipe recipe = options.recipe;
+  for (const auto& [quantizer, samples] : {std::pair("rtn", false), std::pair("clip", true), std::pair("tuned", true)}) {
+    set_quantizer(recipe, quantizer);
+    const auto stages = planned_stages(config, recipe, PlannedCommand::quantize, 0);
+    const bool found = std::any_of(stages.begin(), stages.end(), [](const PlannedStage& stage) { return stage.name == "samples of the quantizer"; });
+    EXPECT_EQ(found, samples) << quantizer;
+  }
+}
+
 TEST_F(RecoverTest, UnusableTextIsRefusedWithItsName) {
   auto options = small_recovery(folder->path(), "none");
   std::ofstream(*folder / "short.txt") << "too short";

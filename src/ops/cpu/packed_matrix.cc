@@ -264,7 +264,7 @@ PackedMatrix PackedMatrix::from_blocks(const BlockMatrix& matrix, const std::str
   return bf16_of(matrix.rows, matrix.cols, read, context);
 }
 
-/// Blocks of 32 that are one F16 number times integers of at most 8 bits: Q8_0, Q5_0 (and Q4_0, which readers make a W4Matrix).
+/// Blocks of 32 that are one F16 number times integers of at most 8 bits: Q8_0, Q6_0, Q5_0 (and Q4_0, which readers make a W4Matrix).
 PackedMatrix PackedMatrix::integers_of(const BlockMatrix& matrix, const PackContext& context) {
   constexpr std::uint16_t kOne = 0x3c00;  // F16
   PackedMatrix out(PackedKind::w8, matrix.rows, matrix.cols, kRoundedGroup, Beside::nothing, context.arena);

@@ -32,7 +32,7 @@ class PackedMatrix {
   /// inputs must then come in the same order. Throws Error(bad_input) naming `where` when sizes disagree.
   static PackedMatrix from_w4(const W4Matrix& matrix, const std::string& where, const PackContext& context);
   /// Codes as they are, with a scale and, where the type has one, a minimum per 32 columns (Q6_K: 16): Q4_1 and Q4_K as w4,
-  /// others (Q5_0, Q5_1, Q5_K, Q6_K, Q8_0) as w8; Q4_0 is a W4Matrix elsewhere. Exact, but for K-types' scales and minima, which
+  /// others (Q5_0, Q5_1, Q5_K, Q6_0, Q6_K, Q8_0) as w8; Q4_0 is a W4Matrix elsewhere. Exact, but for K-types' scales and minima, which
   /// become F16. Values of other types, and of matrices with scales beyond F16, are rounded to bf16.
   static PackedMatrix from_blocks(const BlockMatrix& matrix, const std::string& where, const PackContext& context);
   /// int8 values [rows, cols] with a scale per row (f16 bits).
