@@ -1,6 +1,7 @@
 // Float32 products of libtorch by oneDNN instead of the system's BLAS. Debian's libtorch calls BLAS through the symbol
 // sgemm_; the one that a program defines itself goes before a library's. With two threads of an Emerald Rapids oneDNN is
-// about 1.2 times as fast as OpenBLAS 0.3.21 on this project's shapes (docs/architecture.md).
+// about 1.2 times as fast as OpenBLAS 0.3.21 on this project's shapes (docs/architecture.md). Its
+// kernels keep data below the stack pointer: signal handlers need a stack of their own (base/interrupt.cc).
 #ifdef SPEAR_HAVE_ONEDNN
 
 #include <dlfcn.h>
