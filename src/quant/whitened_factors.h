@@ -16,8 +16,8 @@ struct WhitenedFactors {
   double energy = 0;              ///< sum of the squares of all min(out, in) singular values
 };
 
-/// error: [out, in], moment: [in, in] float64, damped (gptq.h); `rank` is cut to min(out, in). Of the singular values there are at least the leading
-/// max(rank, spectrum), if E S has as many.
+/// error: [out, in], moment: [in, in] float64, damped (gptq.h); `rank` is cut to min(out, in). Of the singular values there are
+/// at least the leading max(rank, spectrum), if E S has as many.
 WhitenedFactors whitened_factors(const torch::Tensor& error, const torch::Tensor& moment, std::int64_t rank, Whitening whitening,
                                  std::int64_t spectrum = 0);
 

@@ -57,6 +57,11 @@ constexpr double kFloat32 = 1.45, kFloat32Quantize = 1.05;
 constexpr double kClosedForm = 0.25;  // of the chain's time, without its rounding (H200: 14 of 58 s)
 constexpr double kRows = 4;  // of the table: reference, RTN, quantized, recovered
 
+/// Whether the quantizer, or the closed form behind it, looks at sampled text.
+bool quantizer_samples(const Recipe& recipe, PlannedCommand command) {
+  return recipe.quantizer != "rtn" || (command == PlannedCommand::recover && recipe.budget > 0);
+}
+
 }  // namespace
 
 Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, PlannedCommand command, std::int64_t compute_bytes,
@@ -85,7 +90,7 @@ Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, PlannedCom
   // The quantizer keeps one layer's activations of all its tokens: the streams of two networks, before and behind a block,
   // what the linears of one read, and gate and up of the other. Beside them one layer's weights, four times while it rounds
   // them, and moments of the widest input in both precisions.
-  const bool needs_inputs = recipe.quantizer != "rtn" || (command == PlannedCommand::recover && recipe.budget > 0);
+  const bool needs_inputs = quantizer_samples(recipe, command);
   const double quantizer_token = (24 + 5 * wide) * static_cast<double>(config.hidden_size) + wide * static_cast<double>(config.q_size()) +
                                  3 * wide * static_cast<double>(config.intermediate_size);
   const double quantizing = !needs_inputs ? 0.0
@@ -142,7 +147,7 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
     return static_cast<double>((sequences + batch - 1) / batch * length) * 2 * (work.linears + work.head) / kSampleBandwidth;
   };
   const bool recovers = command == PlannedCommand::recover;
-  const bool chain = recipe.quantizer == "tuned" || recipe.quantizer == "gptq", clip = recipe.quantizer == "clip";
+  const bool chain = recipe.quantizer == "tuned" || recipe.quantizer == "gptq";
   const double quantizing = (compute_bytes > 2 ? kFloat32Quantize / kFloat32 : 1.0) *
                             (kQuantize * quantizer_tokens * (4 * work.linears + 6 * work.moments) + kRound * work.linears +
                              kFactor * 4 * (work.rounding + work.factors));
@@ -151,11 +156,11 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
     stages.push_back({"samples", fmt::format("{:.0f}k tokens from the reference", sampled / 1e3),
                       sampling(sampled, recipe.samples.length), reading(recipe.samples.sequences, recipe.samples.length)});
   }
-  if (chain || clip || recovers) {
+  if (quantizer_samples(recipe, command)) {
     stages.push_back({"samples of the quantizer", fmt::format("{:.0f}k tokens", quantizer_tokens / 1e3),
                       sampling(quantizer_tokens, recipe.quantizer_length), reading(recipe.quantizer_sequences, recipe.quantizer_length)});
   }
-  stages.push_back({"quantize", recipe.quantizer, chain ? quantizing : (clip ? kClosedForm : 0.02) * quantizing});
+  stages.push_back({"quantize", recipe.quantizer, (chain ? 1.0 : recipe.quantizer == "clip" ? kClosedForm : 0.02) * quantizing});
   const auto scaled = [gflops, compute_bytes](std::vector<PlannedStage> all) {
     for (PlannedStage& stage : all) {
       stage.seconds = std::max(stage.at_least, stage.seconds * kPlannedGflops / gflops * (compute_bytes > 2 ? kFloat32 : 1.0));

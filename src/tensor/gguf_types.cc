@@ -62,7 +62,7 @@ void q6_0(Bytes bytes, Floats out) {
   for_each_block<26, 32>(bytes, out, [](const std::byte* in, float* w) {
     const float d = half_at(in);
     for (std::size_t i = 0; i < 32; ++i) {
-      const unsigned pair = byte_at(in + 10, i % 16), low = i < 16 ? pair & 0xf : pair >> 4;
+      const unsigned low = byte_at(in + 10, i % 16) >> (i / 16 * 4) & 0xfU;
       const unsigned high = byte_at(in + 2, i % 8) >> kShift[i / 8] & 3U;
       w[i] = d * static_cast<float>(static_cast<int>(low | high << 4) - 32);
     }

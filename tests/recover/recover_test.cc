@@ -392,11 +392,17 @@ TEST_F(RecoverTest, APlanNamesEveryStageOfTheQuantizer) {
   const auto options = small_recovery(folder->path(), "none");
   const ModelConfig config = read_model_config(options.reference);
   Recipe recipe = options.recipe;
-  for (const auto& [quantizer, samples] : {std::pair("rtn", false), std::pair("clip", true), std::pair("tuned", true)}) {
+  const auto samples = [&](PlannedCommand command) {
+    const auto stages = planned_stages(config, recipe, command, 0);
+    return std::any_of(stages.begin(), stages.end(), [](const PlannedStage& stage) { return stage.name == "samples of the quantizer"; });
+  };
+  for (const auto& [quantizer, expected] : {std::pair("rtn", false), std::pair("clip", true), std::pair("tuned", true)}) {
     set_quantizer(recipe, quantizer);
-    const auto stages = planned_stages(config, recipe, PlannedCommand::quantize, 0);
-    const bool found = std::any_of(stages.begin(), stages.end(), [](const PlannedStage& stage) { return stage.name == "samples of the quantizer"; });
-    EXPECT_EQ(found, samples) << quantizer;
+    EXPECT_EQ(samples(PlannedCommand::quantize), expected) << quantizer;
+    EXPECT_TRUE(samples(PlannedCommand::recover)) << quantizer;  // the closed form
+    recipe.budget = 0;
+    EXPECT_EQ(samples(PlannedCommand::recover), expected) << quantizer;
+    recipe.budget = options.recipe.budget;
   }
 }
 
