@@ -59,8 +59,9 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
                                      static_cast<std::int64_t>(element_bytes(weights_type(options.reference))));
   const PlannedBytes bytes = planned_bytes(config, options.recipe);
   const double gflops = measured_gflops(compute);
-  const auto stages = planned_stages(config, options.recipe, command, options.text.empty() ? 0 : options.windows * options.context, gflops,
-                                     torch::elementSize(compute));
+  const ProductSpeed speed = {gflops, compute == torch::kFloat32 ? gflops : measured_gflops(torch::kFloat32),
+                              static_cast<std::int64_t>(torch::elementSize(compute))};
+  const auto stages = planned_stages(config, options.recipe, command, options.text.empty() ? 0 : options.windows * options.context, speed);
   double seconds = 0;
   for (const PlannedStage& stage : stages) seconds += stage.seconds;
   if (common.json) {
@@ -73,6 +74,7 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
                                       {"compensators", bytes.compensators}}},
                            {"seconds", seconds},
                            {"gflops", gflops},
+                           {"float32_gflops", speed.float32_gflops},
                            {"compute", name(compute)},
                            {"stages", nlohmann::json::array()}};
     for (const PlannedStage& stage : stages) plan["stages"].push_back({{"name", stage.name}, {"seconds", stage.seconds}});
@@ -86,7 +88,8 @@ int print_plan(const RecoverOptions& options, PlannedCommand command, const Comm
   for (const PlannedStage& stage : stages) {
     fmt::print("  {:<30} {:<46} about {}\n", stage.name, stage.what, format_duration(stage.seconds));
   }
-  fmt::print("about {} on this machine's CPU ({} products at {:.0f} GFLOP/s); far less on a GPU\n", format_duration(seconds), name(compute), gflops);
+  fmt::print("about {} on this machine's CPU ({} products at {:.0f} GFLOP/s, float32 at {:.0f}); far less on a GPU\n",
+             format_duration(seconds), name(compute), gflops, speed.float32_gflops);
   fmt::print("model {} in 16 bit, {} as a checkpoint, {} of it compensators\n", size(bytes.reference), size(bytes.quantized),
              size(bytes.compensators));
   fmt::print("peak memory about {}{}, disk about {}\n", size(needs.memory),

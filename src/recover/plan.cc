@@ -98,17 +98,17 @@ Needs estimate_needs(const ModelConfig& config, const Recipe& recipe, PlannedCom
   const double training = per_token * static_cast<double>(recipe.train.tokens_per_step) + logits;
   const double rotated = recipe.rotation == Rotation::stream ? static_cast<double>(reference_bytes) : 0;
   Needs needs;
+  // What is rotated lies in the workspace; a reference in 16 bit is a safetensors directory, one of GGUF is dequantized.
+  needs.mapped = static_cast<std::int64_t>((rotated + (reference_bytes == 2 ? 2 : 0)) * linears);
   if (command == PlannedCommand::quantize) {
-    // Layer by layer: of all layers at once there are only codes, in a byte each, and later packed; files are mapped. Before, a
-    // model in bf16 that samples.
+    // Layer by layer: of all layers at once there are only codes, in a byte each, and later packed. Before, a model in bf16
+    // that samples.
     const double sampling = needs_inputs ? 2 * (linears + embedding) : 0;
-    needs.memory = static_cast<std::int64_t>(std::max(sampling, 1.5 * linears + quantizing) + 8 * embedding + 3e8);
+    needs.memory = needs.mapped + static_cast<std::int64_t>(std::max(sampling, 1.5 * linears + quantizing) + 8 * embedding + 3e8);
     needs.disk = static_cast<std::int64_t>((2 + rotated) * linears + 2 * embedding);
     return needs;
   }
   needs.memory = static_cast<std::int64_t>(per_weight * linears + 8 * embedding + states + std::max(training, quantizing) + 3e8);
-  // What is rotated lies in the workspace; a reference in 16 bit is a safetensors directory, one of GGUF is dequantized.
-  needs.mapped = static_cast<std::int64_t>((rotated + (reference_bytes == 2 ? 2 : 0)) * linears);
   needs.disk = static_cast<std::int64_t>((rotated + (recipe.tune == Tune::codes ? 26 : 14)) * linears + states + 2 * embedding);
   return needs;
 }
@@ -134,45 +134,45 @@ PlannedBytes planned_bytes(const ModelConfig& config, const Recipe& recipe) {
 }
 
 std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe& recipe, PlannedCommand command,
-                                         std::int64_t text_tokens, double gflops, std::int64_t compute_bytes) {
+                                         std::int64_t text_tokens, const ProductSpeed& speed) {
   const Work work(config);
+  // Half of what a stage does is products, the rest is as fast as float32 (two Zen 5 cores: 857 and 472 GFLOP/s).
+  const double mean = 2 / (1 / speed.gflops + 1 / speed.float32_gflops);
+  const double pace = (speed.compute_bytes > 2 ? kFloat32 : 1.0) * kPlannedGflops / mean;
+  const double quantizer_pace = kFloat32Quantize * kPlannedGflops / speed.float32_gflops;
+  const double evaluation_pace = kFloat32 * kPlannedGflops / speed.float32_gflops;
   const auto tokens_of = [](std::int64_t sequences, std::int64_t length) { return static_cast<double>(sequences * length); };
   const double sampled = tokens_of(recipe.samples.sequences, recipe.samples.length);
   const double quantizer_tokens = tokens_of(recipe.quantizer_sequences, recipe.quantizer_length);
-  const auto sampling = [&](double tokens, std::int64_t length) {
-    return tokens * (2 * (work.linears + work.head) * kDecode + work.attention(length) * kDecodeAttention);
-  };
-  const auto reading = [&](std::int64_t sequences, std::int64_t length) {  // the weights, once per step of a batch
+  const auto sampling = [&](std::int64_t sequences, std::int64_t length) {
+    const double computing = pace * tokens_of(sequences, length) *
+                             (2 * (work.linears + work.head) * kDecode + work.attention(length) * kDecodeAttention);
+    // However fast products are, the weights are read once per step of a batch.
     const std::int64_t batch = std::max<std::int64_t>(1, recipe.samples.batch * recipe.samples.length / length);
-    return static_cast<double>((sequences + batch - 1) / batch * length) * 2 * (work.linears + work.head) / kSampleBandwidth;
+    const double steps = static_cast<double>((sequences + batch - 1) / batch * length);
+    return std::max(computing, steps * 2 * (work.linears + work.head) / kSampleBandwidth);
   };
   const bool recovers = command == PlannedCommand::recover;
   const bool chain = recipe.quantizer == "tuned" || recipe.quantizer == "gptq";
-  const double quantizing = (compute_bytes > 2 ? kFloat32Quantize / kFloat32 : 1.0) *
+  const double quantizing = quantizer_pace *
                             (kQuantize * quantizer_tokens * (4 * work.linears + 6 * work.moments) + kRound * work.linears +
                              kFactor * 4 * (work.rounding + work.factors));
   std::vector<PlannedStage> stages;
   if (recovers) {
     stages.push_back({"samples", fmt::format("{:.0f}k tokens from the reference", sampled / 1e3),
-                      sampling(sampled, recipe.samples.length), reading(recipe.samples.sequences, recipe.samples.length)});
+                      sampling(recipe.samples.sequences, recipe.samples.length)});
   }
   if (quantizer_samples(recipe, command)) {
     stages.push_back({"samples of the quantizer", fmt::format("{:.0f}k tokens", quantizer_tokens / 1e3),
-                      sampling(quantizer_tokens, recipe.quantizer_length), reading(recipe.quantizer_sequences, recipe.quantizer_length)});
+                      sampling(recipe.quantizer_sequences, recipe.quantizer_length)});
   }
   stages.push_back({"quantize", recipe.quantizer, (chain ? 1.0 : recipe.quantizer == "clip" ? kClosedForm : 0.02) * quantizing});
-  const auto scaled = [gflops, compute_bytes](std::vector<PlannedStage> all) {
-    for (PlannedStage& stage : all) {
-      stage.seconds = std::max(stage.at_least, stage.seconds * kPlannedGflops / gflops * (compute_bytes > 2 ? kFloat32 : 1.0));
-    }
-    return all;
-  };
-  if (!recovers) return scaled(std::move(stages));
+  if (!recovers) return stages;
   const double diagnosed = tokens_of(std::min(recipe.diagnose.sequences, recipe.held_out_sequences), std::min(recipe.diagnose.length, recipe.samples.length)) * module_count(config);
   stages.push_back({"diagnose", recipe.diagnose.restore_one ? "quantize one, restore one, delta KL, Fisher" : "quantize one, Fisher",
-                    kDiagnose * (recipe.diagnose.restore_one ? 2 : 1) * diagnosed * (work.linears + 2 * work.head)});
+                    pace * kDiagnose * (recipe.diagnose.restore_one ? 2 : 1) * diagnosed * (work.linears + 2 * work.head)});
   stages.push_back({"reference states", "of the samples",
-                    kStates * sampled * (2 * work.linears + work.attention(recipe.samples.length))});
+                    pace * kStates * sampled * (2 * work.linears + work.attention(recipe.samples.length))});
   if (recipe.budget > 0) {
     stages.push_back(chain ? PlannedStage{"quantize behind compensators", "closed form", quantizing}
                            : PlannedStage{"closed form", "two whitenings", kClosedForm * quantizing});
@@ -180,13 +180,13 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
   const double trained = tokens_of(recipe.train.steps, recipe.train.tokens_per_step);
   const double passes = recipe.tune == Tune::codes ? 8 : 6;
   stages.push_back({"calibrate", fmt::format("{} steps of {} tokens", recipe.train.steps, recipe.train.tokens_per_step),
-                    kTrain * trained * (passes * work.linears + 6 * work.head +
-                                        3 * work.attention(recipe.train.sequence_length))});
+                    pace * kTrain * trained * (passes * work.linears + 6 * work.head +
+                                               3 * work.attention(recipe.train.sequence_length))});
   const double measured = text_tokens > 0 ? static_cast<double>(text_tokens)
                                           : tokens_of(recipe.held_out_sequences / 2, recipe.samples.length);
   stages.push_back({"evaluate", fmt::format("{:.0f}k tokens, {} models", measured / 1e3, kRows),
-                    kEvaluate * kRows * measured * 2 * (work.linears + work.head)});
-  return scaled(std::move(stages));
+                    evaluation_pace * kEvaluate * kRows * measured * 2 * (work.linears + work.head)});
+  return stages;
 }
 
 }  // namespace spear

@@ -31,13 +31,17 @@ PlannedBytes planned_bytes(const ModelConfig& config, const Recipe& recipe);
 struct PlannedStage {
   std::string name, what;
   double seconds = 0;
-  double at_least = 0;  ///< seconds, however fast products are
 };
 /// Of the machine that planned times are scaled from: two Zen 4 cores.
 inline constexpr double kPlannedGflops = 250;
-/// Time per stage on a machine with products of linears at `gflops` (machine_speed.h) in a type of `compute_bytes`. `text_tokens`: of the text that is
-/// measured on, 0 for held-out samples.
+/// Products of linears on a machine, GFLOP/s (machine_speed.h): in the type that models compute in, of `compute_bytes`,
+/// and in float32, which quantizers and evaluation keep to.
+struct ProductSpeed {
+  double gflops = kPlannedGflops, float32_gflops = kPlannedGflops;
+  std::int64_t compute_bytes = 2;
+};
+/// Time per stage at that speed. `text_tokens`: of the text that is measured on, 0 for held-out samples.
 std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe& recipe, PlannedCommand command,
-                                         std::int64_t text_tokens, double gflops = kPlannedGflops, std::int64_t compute_bytes = 2);
+                                         std::int64_t text_tokens, const ProductSpeed& speed = {});
 
 }  // namespace spear

@@ -378,14 +378,40 @@ TEST_F(RecoverTest, PagesOfMappedFilesAreNotMemoryThatMustBeFree) {
     linears += static_cast<double>(in_features(config, ModuleId{index}.kind()) * out_features(config, ModuleId{index}.kind()));
   }
   Recipe recipe = options.recipe;
-  const auto mapped = [&](Rotation rotation, std::int64_t reference_bytes) {
-    set_rotation(recipe, rotation);
-    return static_cast<double>(estimate_needs(config, recipe, PlannedCommand::recover, 4, reference_bytes).mapped);
+  for (const PlannedCommand command : {PlannedCommand::recover, PlannedCommand::quantize}) {
+    const auto mapped = [&](Rotation rotation, std::int64_t reference_bytes) {
+      set_rotation(recipe, rotation);
+      const Needs needs = estimate_needs(config, recipe, command, 4, reference_bytes);
+      EXPECT_GT(needs.memory, needs.mapped);
+      return static_cast<double>(needs.mapped);
+    };
+    EXPECT_DOUBLE_EQ(mapped(Rotation::none, 4), 0);  // a GGUF file, dequantized
+    EXPECT_DOUBLE_EQ(mapped(Rotation::stream, 4), 4 * linears);
+    EXPECT_DOUBLE_EQ(mapped(Rotation::none, 2), 2 * linears);
+    EXPECT_DOUBLE_EQ(mapped(Rotation::stream, 2), 4 * linears);
+  }
+}
+
+TEST_F(RecoverTest, QuantizersAndEvaluationArePlannedByFloat32Products) {
+  const auto options = small_recovery(folder->path(), "none");
+  Recipe recipe = options.recipe;
+  set_quantizer(recipe, "tuned");
+  const auto seconds = [&](const std::string& name, const ProductSpeed& speed) {
+    for (const PlannedStage& stage : planned_stages(read_model_config(options.reference), recipe, PlannedCommand::recover, 0, speed)) {
+      if (stage.name == name) return stage.seconds;
+    }
+    ADD_FAILURE() << "no stage " << name;
+    return 0.0;
   };
-  EXPECT_DOUBLE_EQ(mapped(Rotation::none, 4), 0);  // a GGUF file, dequantized
-  EXPECT_DOUBLE_EQ(mapped(Rotation::stream, 4), 4 * linears);
-  EXPECT_DOUBLE_EQ(mapped(Rotation::none, 2), 2 * linears);
-  EXPECT_DOUBLE_EQ(mapped(Rotation::stream, 2), 4 * linears);
+  const ProductSpeed slow = {100, 100, 2}, bf16 = {400, 100, 2}, both = {400, 400, 2};
+  for (const char* stage : {"quantize", "quantize behind compensators", "evaluate"}) {
+    EXPECT_DOUBLE_EQ(seconds(stage, bf16), seconds(stage, slow)) << stage;
+    EXPECT_DOUBLE_EQ(seconds(stage, both), seconds(stage, slow) / 4) << stage;
+  }
+  for (const char* stage : {"samples", "calibrate"}) {
+    EXPECT_LT(seconds(stage, bf16), seconds(stage, slow)) << stage;
+    EXPECT_LT(seconds(stage, both), seconds(stage, bf16)) << stage;
+  }
 }
 
 TEST_F(RecoverTest, APlanNamesEveryStageOfTheQuantizer) {
