@@ -186,15 +186,15 @@ class AttentionRun {
   }
 
   void pack(const AttentionItem& item, std::int64_t rows, float* q, Scratch& s) const {
-    const std::int64_t half = p_.head_dim_ / 2, steps = cache_.layout().key_steps;
+    const std::int64_t half = p_.head_dim_ / 2, width = cache_.layout().query_floats;
     const auto scale = static_cast<float>(kLog2E * p_.scale_);
-    float* const packed = grown(s.queries, rows * steps);
+    float* const packed = grown(s.queries, rows * width);
     float* const rotated = grown(s.rotated, p_.head_dim_);
     const std::int64_t first = p_.first_row_[static_cast<std::size_t>(item.chunk)] + item.first_query;
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t angle = (first + r / p_.group_) * half;
       kernels_.rotate(head_of(item, r, q), s_.cos.data() + angle, s_.sin.data() + angle, half, rotated);
-      kernels_.pack_query(cache_.layout(), rotated, scale, packed + r * steps);
+      kernels_.pack_query(cache_.layout(), rotated, scale, packed + r * width);
     }
   }
 

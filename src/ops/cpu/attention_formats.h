@@ -15,13 +15,14 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kWidth = 16;
-constexpr int kTileRowsOfQueries = 12;  // 12 x 2 accumulators + 2 vectors + 1 broadcast of 32 registers
+// Rows of a tile: 12 x 2 accumulators + 2 vectors + 1 broadcast of 32 registers. Pairs that are widened: 4 vectors.
+constexpr int kRowsOfSingles = 12, kRowsOfPairs = 12;
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;
-constexpr int kTileRowsOfQueries = 6;
+constexpr int kRowsOfSingles = 6, kRowsOfPairs = 4;
 #else
 constexpr int kWidth = 4;
-constexpr int kTileRowsOfQueries = 4;
+constexpr int kRowsOfSingles = 4, kRowsOfPairs = 4;
 #endif
 
 using Floats = float __attribute__((vector_size(4 * kWidth)));
@@ -84,7 +85,7 @@ inline std::uint16_t to_bf16(float f) {
 /// 2^x for x <= 0; below -126 it gives 2^-126. 2^0 is exactly 1. kAccurate: 2e-7, else 3e-6 (relative).
 template <bool kAccurate>
 inline __attribute__((always_inline)) Floats exp2_of(Floats x) {
-  x = x < filled(-126.0F) ? filled(-126.0F) : x;
+  x = x > filled(-126.0F) ? x : filled(-126.0F);
   const Floats shifted = x + 12582912.0F;  // 1.5 * 2^23: the low mantissa bits are the rounded integer
   const Floats r = x - (shifted - 12582912.0F);
   Floats p;
@@ -95,12 +96,11 @@ inline __attribute__((always_inline)) Floats exp2_of(Floats x) {
     p = p * r + 5.550332471162809e-2F;
     p = p * r + 2.402264791363012e-1F;
     p = p * r + 6.931472028550421e-1F;
-  } else {  // Taylor: the weights are rounded to 8 bits afterwards
-    p = filled(1.3333558e-3F);
-    p = p * r + 9.6181291e-3F;
-    p = p * r + 5.5504109e-2F;
-    p = p * r + 2.4022651e-1F;
-    p = p * r + 6.9314718e-1F;
+  } else {  // least relative error on [-1/2, 1/2], given 2^0 = 1; what the weights meet has 8 bits
+    p = filled(9.582853e-3F);
+    p = p * r + 5.5906426e-2F;
+    p = p * r + 2.4024099e-1F;
+    p = p * r + 6.9312418e-1F;
   }
   p = p * r + 1.0F;
   return bits_of<Floats>(bits_of<Ints>(p) + (bits_of<Ints>(shifted) << 23));
@@ -110,7 +110,7 @@ struct Float32Format {
   using Element = float;  // of a block
   using Left = float;     // of a query or of weights, per step
   using Weight = float;   // per token
-  static constexpr int kPair = 1;
+  static constexpr int kPair = 1, kRows = kRowsOfSingles;
   static constexpr bool kScaled = false;
   static Floats load(const Element* p) { return load_floats(p); }
   static float broadcast(Left value) { return value; }
@@ -119,14 +119,15 @@ struct Float32Format {
   static void store_weights(Weight* p, Floats w) { store_floats(p, w); }
 };
 
-/// Two bf16 per step: even element in the low half.
+/// Two bf16 per step: even element in the low half. Without bf16 instructions they are widened, and what they meet is
+/// float32.
 struct PairFormat {
-  using Left = std::uint32_t;
-  using Weight = std::uint16_t;
-  static constexpr int kPair = 2;
+  static constexpr int kPair = 2, kRows = kRowsOfPairs;
   static Floats power_of_two(Floats x) { return exp2_of<false>(x); }
 
 #if defined(__AVX512BF16__)
+  using Left = std::uint32_t;
+  using Weight = std::uint16_t;
   using Pairs = __m512bh;
   static Pairs broadcast(Left value) { return bits_of<__m512bh>(_mm512_set1_epi32(static_cast<int>(value))); }
   static Floats multiply_add(Pairs a, Pairs b, Floats sum) { return _mm512_dpbf16_ps(sum, a, b); }
@@ -135,20 +136,19 @@ struct PairFormat {
     std::memcpy(p, &halves, sizeof halves);
   }
 #else
+  struct Left {
+    float low, high;
+  };
+  using Weight = float;
   struct Pairs {
     Floats low, high;
   };
-  struct Scalars {
-    float low, high;
-  };
-  static Scalars broadcast(Left value) { return {bits_of<float>(value << 16), bits_of<float>(value & 0xffff0000U)}; }
-  static Floats multiply_add(Scalars a, Pairs b, Floats sum) {
+  static Left broadcast(Left value) { return value; }
+  static Floats multiply_add(Left a, Pairs b, Floats sum) {
     sum += a.low * b.low;
     return sum + a.high * b.high;
   }
-  static void store_weights(Weight* p, Floats w) {  // not negative, not NaN unless the scores are
-    for (int i = 0; i < kWidth; ++i) p[i] = to_bf16(w[i]);
-  }
+  static void store_weights(Weight* p, Floats w) { store_floats(p, w); }
 #endif
 };
 

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <vector>
+
 #include "base/error.h"
 
 namespace spear {
@@ -33,6 +35,7 @@ KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim) {
   layout.type = type;
   layout.head_dim = head_dim;
   layout.key_steps = (head_dim + pair - 1) / pair;
+  layout.query_floats = layout.key_steps * pair;
   layout.value_steps = kBlockTokens / pair;
   layout.panels = (head_dim + kBlockTokens - 1) / kBlockTokens;
   layout.panel_bytes = layout.value_steps * kBlockTokens * step_bytes;
@@ -43,19 +46,36 @@ KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim) {
   return layout;
 }
 
-const AttentionKernels& attention_kernels_for(std::string_view isa) {
-  if (isa == "generic") return kGenericAttention;
+namespace {
+
+std::vector<const AttentionKernels*> detect() {
+  std::vector<const AttentionKernels*> tables;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (isa.starts_with("avx512")) {
-    const bool pairs = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    return pairs ? kAvx512Bf16Attention : kAvx512Attention;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f");
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+    tables.push_back(&kAvx512Bf16Attention);
   }
-  if (isa == "avx2") return kAvx2Attention;
-#else
-  return kGenericAttention;  // other architectures: vectors of 4 floats, as far as the compiler knows them
+  if (avx512) tables.push_back(&kAvx512Attention);
+  if (avx2) tables.push_back(&kAvx2Attention);
 #endif
+  tables.push_back(&kGenericAttention);
+  return tables;
+}
+
+}  // namespace
+
+std::span<const AttentionKernels* const> available_attention_kernels() {
+  static const std::vector<const AttentionKernels*> tables = detect();
+  return tables;
+}
+
+const AttentionKernels& attention_kernels_for(std::string_view isa) {
+  for (const AttentionKernels* table : available_attention_kernels()) {
+    if (std::string_view(table->isa).starts_with(isa)) return *table;
+  }
   throw usage_error(fmt::format("no attention kernels for instruction set '{}'", isa), "SPEAR_FORCE_ISA", "unset it");
 }
 

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "model/paged_model.h"
@@ -24,6 +25,7 @@ struct KvBlockLayout {
   KvCacheType type = KvCacheType::bf16;
   std::int64_t head_dim = 0;
   std::int64_t key_steps = 0;    ///< key pairs (f32: columns)
+  std::int64_t query_floats = 0;  ///< room of a packed query
   std::int64_t value_steps = 0;  ///< token pairs (f32: tokens) per block
   std::int64_t panels = 0;       ///< of 32 columns
   std::int64_t panel_bytes = 0, values = 0, key_scales = 0, value_scales = 0;
@@ -40,7 +42,7 @@ struct SegmentTask {
   std::int64_t rows = 0, group = 1;
   std::int64_t first_visible = 0;            ///< row r sees clamp(first_visible + r / group, 0, tokens) tokens
   std::int64_t window = 0;  ///< of these it sees the last `window` before first_visible + r / group; 0: all
-  const void* queries = nullptr;             ///< [rows, key_steps], of pack_queries
+  const float* queries = nullptr;            ///< [rows, query_floats], each of pack_query
   float* scores = nullptr;                   ///< scratch [rows, kSegmentTokens]
   float* weights = nullptr;                  ///< scratch [rows, kSegmentTokens]
   float *maxima = nullptr, *sums = nullptr;  ///< out [rows], of 2^(score - maximum); the sum is 0 where nothing is seen
@@ -58,8 +60,8 @@ struct AttentionKernels {
   void (*append)(const KvBlockLayout& layout, std::byte* block, std::int64_t slot, bool last, const float* key,
                  const float* value);
 
-  /// out = head * scale in the form that `segment` reads: key_steps floats, or pairs rounded to bf16.
-  void (*pack_query)(const KvBlockLayout& layout, const float* head, float scale, void* out);
+  /// out [query_floats] = head * scale in the form that `segment` reads: floats, or pairs rounded to bf16.
+  void (*pack_query)(const KvBlockLayout& layout, const float* head, float scale, float* out);
 
   /// Scores are in units of log 2: the queries carry log2(e) and the model's scale.
   void (*segment)(const SegmentTask& task);
@@ -72,9 +74,11 @@ struct AttentionKernels {
 
 KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim);
 
-/// The best table of this machine that belongs to `isa`, a name of ops/cpu/kernels.h: "avx512..." may use bf16
-/// instructions where they exist, "avx2" and "generic" are taken as they are; what is
-/// not x86 has the generic ones. Throws Error(usage) if there is none.
+/// Tables that this machine can run, best first. "avx512bf16" multiplies pairs of bf16; all others widen them and keep
+/// queries and weights in float32.
+std::span<const AttentionKernels* const> available_attention_kernels();
+
+/// The best of them whose name begins with `isa`, a name of ops/cpu/kernels.h. Throws Error(usage) if there is none.
 const AttentionKernels& attention_kernels_for(std::string_view isa);
 
 }  // namespace spear

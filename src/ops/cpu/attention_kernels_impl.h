@@ -7,6 +7,8 @@
 // any batch and any chunking.
 #pragma once
 
+#include <type_traits>
+
 #include "ops/cpu/attention_formats.h"
 #include "ops/cpu/attention_kernels.h"
 
@@ -80,9 +82,9 @@ template <class F>
 void product(std::int64_t rows, const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
              std::int64_t ldc) {
   if (right.ahead != nullptr) {
-    product_rows<F, true, kTileRowsOfQueries>(rows, left, lda, right, c, ldc);
+    product_rows<F, true, F::kRows>(rows, left, lda, right, c, ldc);
   } else {
-    product_rows<F, false, kTileRowsOfQueries>(rows, left, lda, right, c, ldc);
+    product_rows<F, false, F::kRows>(rows, left, lda, right, c, ldc);
   }
 }
 
@@ -101,6 +103,12 @@ struct Pieces {
   }
   const std::byte* const* ahead() const { return count <= kMost ? at + kPiecesAhead : nullptr; }
 };
+
+/// Floats between rows, in steps of the left-hand side.
+template <class F>
+constexpr std::int64_t stride(std::int64_t floats) {
+  return floats * static_cast<std::int64_t>(sizeof(float)) / static_cast<std::int64_t>(sizeof(typename F::Left));
+}
 
 std::int64_t block_count(const SegmentTask& t) { return (t.tokens + kBlockTokens - 1) / kBlockTokens; }
 
@@ -132,15 +140,16 @@ template <class F>
 void score_rows(const SegmentTask& t, const std::byte* const* ahead) {
   const std::int64_t count = block_count(t);
   const std::int64_t steps = t.layout->key_steps, pieces = (steps + kPieceSteps - 1) / kPieceSteps;
-  const auto* queries = static_cast<const typename F::Left*>(t.queries);
+  const auto* queries = reinterpret_cast<const typename F::Left*>(t.queries);
+  const std::int64_t width = stride<F>(t.layout->query_floats);
   for (std::int64_t block = 0; block < count; ++block) {
-    for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
-      const std::int64_t rows = at_most(kTileRowsOfQueries, t.rows - row);
+    for (std::int64_t row = 0; row < t.rows; row += F::kRows) {
+      const std::int64_t rows = at_most(F::kRows, t.rows - row);
       if (visible_tokens(t, row + rows - 1) <= block * kBlockTokens) continue;  // the future of the whole tile
       if (hidden_tokens(t, row) >= (block + 1) * kBlockTokens) continue;              // before its windows
       const RightBlocks keys{
           t.blocks + block, 1, 0, steps, steps, row == 0 && ahead != nullptr ? ahead + block * pieces : nullptr};
-      product<F>(rows, queries + row * steps, steps, keys, t.scores + row * kSegmentTokens + block * kBlockTokens,
+      product<F>(rows, queries + row * width, width, keys, t.scores + row * kSegmentTokens + block * kBlockTokens,
                  kSegmentTokens);
     }
   }
@@ -153,6 +162,18 @@ inline Floats within(std::int64_t n, std::int64_t hidden, std::int64_t seen, Flo
   return p;
 }
 
+/// part(n, edge) for the vectors of tokens that reach into [hidden, seen); `edge`, a constant, where one reaches out.
+template <class Part>
+inline __attribute__((always_inline)) void for_vectors(std::int64_t hidden, std::int64_t seen, Part part) {
+  std::int64_t n = hidden / kWidth * kWidth;
+  if (n < hidden) {
+    part(n, std::true_type{});
+    n += kWidth;
+  }
+  for (; n + kWidth <= seen; n += kWidth) part(n, std::false_type{});
+  if (n < seen) part(n, std::true_type{});
+}
+
 /// Scores of one row -> maximum, sum and weights; of tokens [0, padded) those outside [hidden, seen) weigh zero.
 template <class F>
 void weigh_row(const SegmentTask& t, std::int64_t row, std::int64_t hidden, std::int64_t seen, std::int64_t padded) {
@@ -160,28 +181,27 @@ void weigh_row(const SegmentTask& t, std::int64_t row, std::int64_t hidden, std:
   auto* const weights = reinterpret_cast<typename F::Weight*>(t.weights + row * kSegmentTokens);
   const KvBlockLayout& layout = *t.layout;
   if (hidden >= seen) hidden = seen = 0;
-  const std::int64_t first = hidden / kWidth * kWidth;
   Floats largest = filled(-__builtin_inff());
-  for (std::int64_t n = first; n < seen; n += kWidth) {
+  for_vectors(hidden, seen, [&](std::int64_t n, auto edge) __attribute__((always_inline)) {
     Floats s = load_floats(scores + n);
     if constexpr (F::kScaled) s *= F::scales(t.blocks[n / kBlockTokens] + layout.key_scales, n % kBlockTokens);
-    s = within(n, hidden, seen, s, filled(-__builtin_inff()));
+    if constexpr (edge) s = within(n, hidden, seen, s, filled(-__builtin_inff()));
     if constexpr (F::kScaled) store_floats(scores + n, s);
     largest = s > largest ? s : largest;
-  }
+  });
   const float maximum = largest_lane(largest);
   Floats sums = {};
-  for (std::int64_t n = 0; n < first; n += kWidth) F::store_weights(weights + n, Floats{});
-  for (std::int64_t n = first; n < seen; n += kWidth) {
-    const Floats p = within(n, hidden, seen, F::power_of_two(load_floats(scores + n) - maximum), Floats{});
+  for (std::int64_t n = 0; n < hidden; n += kWidth) F::store_weights(weights + n, Floats{});
+  for_vectors(hidden, seen, [&](std::int64_t n, auto edge) __attribute__((always_inline)) {
+    Floats p = F::power_of_two(load_floats(scores + n) - maximum);
+    if constexpr (edge) p = within(n, hidden, seen, p, Floats{});
     sums += p;
-    Floats scaled = p;
-    if constexpr (F::kScaled) {  // a scale that is not there yet may be anything
-      scaled *= F::scales(t.blocks[n / kBlockTokens] + layout.value_scales, n % kBlockTokens);
-      scaled = within(n, hidden, seen, scaled, Floats{});
+    if constexpr (F::kScaled) {
+      p *= F::scales(t.blocks[n / kBlockTokens] + layout.value_scales, n % kBlockTokens);
+      if constexpr (edge) p = within(n, hidden, seen, p, Floats{});  // a scale that is not there yet may be anything
     }
-    F::store_weights(weights + n, scaled);
-  }
+    F::store_weights(weights + n, p);
+  });
   for (std::int64_t n = (seen + kWidth - 1) / kWidth * kWidth; n < padded; n += kWidth) {
     F::store_weights(weights + n, Floats{});
   }
@@ -195,8 +215,8 @@ void mix_values(const SegmentTask& t, const std::byte* const* ahead) {
   const std::int64_t pieces = block_count(t) * (t.layout->value_steps / kPieceSteps);
   for (std::int64_t panel = 0; panel < t.layout->panels; ++panel) {
     const std::int64_t offset = t.layout->values + panel * t.layout->panel_bytes;
-    for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
-      const std::int64_t rows = at_most(kTileRowsOfQueries, t.rows - row);
+    for (std::int64_t row = 0; row < t.rows; row += F::kRows) {
+      const std::int64_t rows = at_most(F::kRows, t.rows - row);
       const std::int64_t seen = visible_tokens(t, row + rows - 1);
       const std::int64_t count = (seen + kBlockTokens - 1) / kBlockTokens;
       const std::int64_t last = seen - (count - 1) * kBlockTokens;  // values behind the last token may be anything
@@ -206,7 +226,7 @@ void mix_values(const SegmentTask& t, const std::byte* const* ahead) {
                                t.layout->value_steps,
                                (last + F::kPair - 1) / F::kPair,
                                row == 0 && ahead != nullptr ? ahead + panel * pieces : nullptr};
-      product<F>(rows, reinterpret_cast<const typename F::Left*>(t.weights + row * kSegmentTokens), kSegmentTokens,
+      product<F>(rows, reinterpret_cast<const typename F::Left*>(t.weights + row * kSegmentTokens), stride<F>(kSegmentTokens),
                  values, t.mixed + row * width + panel * kBlockTokens, width);
     }
   }
@@ -218,8 +238,8 @@ void segment_of(const SegmentTask& t) {
   list_pieces<F>(t, pieces);
   const std::byte* const* const ahead = pieces.ahead();
   score_rows<F>(t, ahead);
-  for (std::int64_t row = 0; row < t.rows; row += kTileRowsOfQueries) {
-    const std::int64_t end = at_most(row + kTileRowsOfQueries, t.rows);
+  for (std::int64_t row = 0; row < t.rows; row += F::kRows) {
+    const std::int64_t end = at_most(row + F::kRows, t.rows);
     const std::int64_t padded = (visible_tokens(t, end - 1) + 1) / 2 * 2;
     for (std::int64_t r = row; r < end; ++r) {
       weigh_row<F>(t, r, hidden_tokens(t, r), visible_tokens(t, r), padded);
@@ -248,14 +268,17 @@ void rotate(const float* head, const float* cos, const float* sin, std::int64_t 
   }
 }
 
-void pack_query(const KvBlockLayout& layout, const float* head, float scale, void* out) {
-  if (layout.type == KvCacheType::f32) {
-    for (std::int64_t i = 0; i < layout.head_dim; ++i) static_cast<float*>(out)[i] = head[i] * scale;
+void pack_query(const KvBlockLayout& layout, const float* head, float scale, float* out) {
+#if defined(__AVX512BF16__)
+  if (layout.type != KvCacheType::f32) {
+    auto* const halves = reinterpret_cast<std::uint16_t*>(out);
+    for (std::int64_t i = 0; i < layout.head_dim; ++i) halves[i] = to_bf16(head[i] * scale);
+    if (layout.head_dim % 2 != 0) halves[layout.head_dim] = 0;
     return;
   }
-  auto* const halves = static_cast<std::uint16_t*>(out);
-  for (std::int64_t i = 0; i < layout.head_dim; ++i) halves[i] = to_bf16(head[i] * scale);
-  if (layout.head_dim % 2 != 0) halves[layout.head_dim] = 0;
+#endif
+  for (std::int64_t i = 0; i < layout.head_dim; ++i) out[i] = head[i] * scale;
+  if (layout.query_floats > layout.head_dim) out[layout.head_dim] = 0;
 }
 
 /// Stores element (token slot, column) of keys and values. A pair of values is read whole, so the last token zeroes
