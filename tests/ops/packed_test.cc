@@ -299,7 +299,7 @@ TEST_P(PackedTest, ARowIsTheSameBitsAloneAndInAnyBatch) {
       PackedMatrix::from_int8(random_input(7, kCols, 1)->values, 7, kCols, random_input(7, kCols, 1)->scales, context_);
   for (const PackedMatrix& matrix : matrices(kRows, kCols, context_)) {
     const PackedCompensator compensator(random_compensator(5, 2, 4, kRows, random_input(7, kCols, 1), 2), matrix.view(),
-                                        "test");
+                                        "test", arena_);
     const PackedView* inputs[] = {&a.view()};
     for (const auto activations : {Activations::a8, Activations::a16}) {
       std::vector<float> alone(static_cast<std::size_t>(kTokens * kRows));
@@ -329,7 +329,8 @@ TEST_P(PackedTest, CompensatorsOfEveryRankAndEveryFusion) {
                                      random_compensator(rank, 3, hidden, 33, a, 7)};
       const auto packed_a = PackedMatrix::from_int8(a->values, a->rows, kCols, a->scales, context_);
       const PackedView* inputs[] = {&packed_a.view()};
-      const PackedCompensator compensators[] = {{sources[0], packed[0].view(), ""}, {sources[1], packed[1].view(), ""}};
+      const PackedCompensator compensators[] = {{sources[0], packed[0].view(), "", arena_},
+                                                 {sources[1], packed[1].view(), "", arena_}};
       for (const std::int64_t m : {1, 5, 19}) {
         const auto x = random_floats(m * kCols, 8);
         std::vector<float> results[kFusions.size()][2];

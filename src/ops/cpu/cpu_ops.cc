@@ -72,43 +72,38 @@ CpuWeights::CpuWeights(const ModelWeights& weights, const CpuModelOptions& optio
   for (const NormId id : norms_of(config)) {
     norms[static_cast<std::size_t>(id.index)] = vector_of(weights.gain(id), norm_size(config, id), id.name(config));
   }
-  linears.reserve(static_cast<std::size_t>(module_count(config)));
+  linears.resize(static_cast<std::size_t>(module_count(config)));
+  std::vector<ModuleId> group;
   for (int index = 0; index < module_count(config); ++index) {
-    add_module(weights.linear({index}), {index}, context);
+    group.push_back({index});
+    const ModuleId next{index + 1};
+    if (next.index < module_count(config) && next.input_group() == group.front()) continue;
+    add_group(weights, group, context);
+    group.clear();
   }
 }
 
-void CpuWeights::add_module(const LinearModule& module, ModuleId id, const PackContext& context) {
-  Linear& linear = linears.emplace_back();
-  if (!packs(module.weight, activations)) {
-    linear.weight.emplace(module.weight, id.name());
-  } else if (const auto* w4 = std::get_if<W4Matrix>(&module.weight)) {
-    linear.packed = PackedMatrix::from_w4(*w4, id.name(), context);
-    linear.input_order = known_order(w4->columns_by_group());
-  } else if (const auto* blocks = std::get_if<BlockMatrix>(&module.weight)) {
-    linear.packed = PackedMatrix::from_blocks(*blocks, id.name(), context);
-  } else {
-    linear.packed = PackedMatrix::to_bf16(std::get<Tensor>(module.weight), id.name(), context);
-  }
-  require_shape(linear, out_features(config, id.kind()), in_features(config, id.kind()), id.name());
-  if (has_bias(config, id.kind())) linear.bias = vector_of(module.bias, linear.rows(), id.name() + ".bias");
-  if (module.compensator) add_compensator(*module.compensator, id, linear, context);
+/// Modules that run as one operation, packed in the order in which it reads: all A, all weights, all B.
+void CpuWeights::add_group(const ModelWeights& weights, std::span<const ModuleId> ids, const PackContext& context) {
+  for (const ModuleId id : ids) add_input(weights.linear(id), id, context);
+  for (const ModuleId id : ids) add_weight(weights.linear(id), id, context);
+  for (const ModuleId id : ids) add_output(weights.linear(id), id, context);
 }
 
-CpuWeights::InputOrder CpuWeights::known_order(std::vector<std::int32_t> order) {
-  return order.empty() ? nullptr : &*input_orders_.insert(std::move(order)).first;
-}
-
-void CpuWeights::add_compensator(const Compensator& compensator, ModuleId id, Linear& linear,
-                                 const PackContext& context) {
+void CpuWeights::add_input(const LinearModule& module, ModuleId id, const PackContext& context) {
+  Linear& linear = linears[static_cast<std::size_t>(id.index)];
+  const bool packed_too = packs(module.weight, activations);
+  const auto* w4 = std::get_if<W4Matrix>(&module.weight);
+  if (packed_too && w4 != nullptr) linear.input_order = known_order(w4->columns_by_group());
+  if (!module.compensator) return;
+  const Compensator& compensator = *module.compensator;
   compensator.validate();
-  if (compensator.out_features != linear.rows() || compensator.in_features() != linear.cols()) {
+  if (compensator.out_features != out_features(config, id.kind()) || compensator.in_features() != in_features(config, id.kind())) {
     throw bad_input("compensator does not fit the module", id.name());
   }
   const CompensatorInput& a = *compensator.a;
-  if (linear.weight) {
+  if (!packed_too) {
     linear.a.emplace(a.values, a.rows, a.cols, a.scales);
-    linear.compensator.emplace(compensator);
     return;
   }
   PackedMatrix& packed = packed_inputs_[{&a, linear.input_order}];
@@ -118,7 +113,35 @@ void CpuWeights::add_compensator(const Compensator& compensator, ModuleId id, Li
     packed = PackedMatrix::from_int8(sorted.empty() ? a.values : sorted, a.rows, a.cols, a.scales, context);
   }
   linear.packed_a = &packed;
-  linear.packed_compensator.emplace(compensator, linear.packed.view(), id.name());
+}
+
+void CpuWeights::add_weight(const LinearModule& module, ModuleId id, const PackContext& context) {
+  Linear& linear = linears[static_cast<std::size_t>(id.index)];
+  if (!packs(module.weight, activations)) {
+    linear.weight.emplace(module.weight, id.name());
+  } else if (const auto* w4 = std::get_if<W4Matrix>(&module.weight)) {
+    linear.packed = PackedMatrix::from_w4(*w4, id.name(), context);
+  } else if (const auto* blocks = std::get_if<BlockMatrix>(&module.weight)) {
+    linear.packed = PackedMatrix::from_blocks(*blocks, id.name(), context);
+  } else {
+    linear.packed = PackedMatrix::to_bf16(std::get<Tensor>(module.weight), id.name(), context);
+  }
+  require_shape(linear, out_features(config, id.kind()), in_features(config, id.kind()), id.name());
+  if (has_bias(config, id.kind())) linear.bias = vector_of(module.bias, linear.rows(), id.name() + ".bias");
+}
+
+void CpuWeights::add_output(const LinearModule& module, ModuleId id, const PackContext& context) {
+  if (!module.compensator) return;
+  Linear& linear = linears[static_cast<std::size_t>(id.index)];
+  if (linear.weight) {
+    linear.compensator.emplace(*module.compensator);
+  } else {
+    linear.packed_compensator.emplace(*module.compensator, linear.packed.view(), id.name(), context.arena);
+  }
+}
+
+CpuWeights::InputOrder CpuWeights::known_order(std::vector<std::int32_t> order) {
+  return order.empty() ? nullptr : &*input_orders_.insert(std::move(order)).first;
 }
 
 void CpuWeights::read_embedding(const Kernels& kernels, std::int64_t token, float* out) const {

@@ -65,8 +65,10 @@ struct CpuWeights {
   const Linear& head_linear() const { return tied ? embedding : head; }
 
  private:
-  void add_module(const LinearModule& module, ModuleId id, const PackContext& context);
-  void add_compensator(const Compensator& compensator, ModuleId id, Linear& linear, const PackContext& context);
+  void add_group(const ModelWeights& weights, std::span<const ModuleId> ids, const PackContext& context);
+  void add_weight(const LinearModule& module, ModuleId id, const PackContext& context);
+  void add_input(const LinearModule& module, ModuleId id, const PackContext& context);
+  void add_output(const LinearModule& module, ModuleId id, const PackContext& context);
 
   using InputOrder = const std::vector<std::int32_t>*;
   InputOrder known_order(std::vector<std::int32_t> order);

@@ -285,6 +285,7 @@ void row_tile(const PackedView& w, std::int64_t row, const PackedActivations& x,
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const Bytes weights = load_bytes(rows + r * w.depth + col);
+      __builtin_prefetch(rows + r * w.depth + col + kPrefetchBytes);
       Ints dot = dot_columns(weights, columns[0]);
       if constexpr (kPlanes == 2) dot = add(shift_left<8>(dot), dot_columns(weights, columns[1]));
       sums[r] = multiply_add(to_floats(subtract(dot, zero)), scale, sums[r]);
@@ -379,6 +380,7 @@ void add_low_rank(const PackedView& w, std::int64_t begin, std::int64_t end, con
       const std::int8_t* const b = low_rank.b + panel * low_rank.rank * kPanelRows;
       for (std::int64_t r = 0; r < low_rank.rank; ++r) {
         const Floats value = broadcast_float(low_rank.weighted[token * low_rank.rank + r]);
+        if (r % 4 == 0) __builtin_prefetch(b + r * kPanelRows + kPrefetchBytes);  // what lies behind B is read next
         sum = multiply_add(load_signed(b + r * kPanelRows), value, sum);
       }
       store(at, sum);

@@ -351,31 +351,41 @@ PackedMatrix PackedMatrix::head(const Tensor& tensor, HeadType type, const std::
   return round_to(type == HeadType::int8 ? PackedKind::w8 : PackedKind::w4, tensor, where, context);
 }
 
-PackedCompensator::PackedCompensator(const Compensator& source, const PackedView& weight, const std::string& where)
-    : b_(static_cast<std::size_t>(weight.panel_groups() * weight.group_rows() * source.rank)) {
+PackedCompensator::PackedCompensator(const Compensator& source, const PackedView& weight, const std::string& where,
+                                     WeightArena& arena) {
   const CompensatorGate& gate = source.gate;
   if (gate.hidden > kMaxGateHidden) {
     throw bad_input(fmt::format("a gate of {} hidden units; at most {} are supported", gate.hidden, kMaxGateHidden),
                     where, "recover the model again with a narrower gate");
   }
   const std::int64_t inputs = source.rank + source.gate_rows;
-  b_scales_ = padded(floats(source.b_scales, f16_to_f32), 1, source.rank);
-  w1_ = padded(transposed(floats(gate.w1, bf16_to_f32), gate.hidden, inputs), inputs, gate.hidden);
-  b1_ = padded(floats(gate.b1, bf16_to_f32), 1, gate.hidden);
-  w2_ = padded(transposed(floats(gate.w2, bf16_to_f32), source.rank, gate.hidden), gate.hidden, source.rank);
-  b2_ = padded(floats(gate.b2, bf16_to_f32), 1, gate.hidden > 0 ? source.rank : 0);
-  gate_ = {source.rank, inputs, gate.hidden, b_scales_.data(), w1_.data(), b1_.data(), w2_.data(), b2_.data()};
+  const std::vector<float> vectors[] = {
+      padded(floats(source.b_scales, f16_to_f32), 1, source.rank),
+      padded(transposed(floats(gate.w1, bf16_to_f32), gate.hidden, inputs), inputs, gate.hidden),
+      padded(floats(gate.b1, bf16_to_f32), 1, gate.hidden),
+      padded(transposed(floats(gate.w2, bf16_to_f32), source.rank, gate.hidden), gate.hidden, source.rank),
+      padded(floats(gate.b2, bf16_to_f32), 1, gate.hidden > 0 ? source.rank : 0)};
+  const std::int64_t b_bytes = weight.panel_groups() * weight.group_rows() * source.rank;
+  bytes_ = b_bytes;
+  for (const auto& values : vectors) bytes_ += static_cast<std::int64_t>(values.size() * sizeof(float));
+  memory_ = arena.allocate(static_cast<std::size_t>(bytes_));
+  std::uint8_t* at = memory_.get();
+  const float* placed[std::size(vectors)];  // whole vectors of 16 each
+  for (std::size_t i = 0; i < std::size(vectors); ++i) {
+    placed[i] = reinterpret_cast<const float*>(at);
+    const std::size_t size = vectors[i].size() * sizeof(float);
+    if (size > 0) std::memcpy(at, vectors[i].data(), size);
+    at += size;
+  }
+  gate_ = {source.rank, inputs, gate.hidden, placed[0], placed[1], placed[2], placed[3], placed[4]};
+  auto* const b = reinterpret_cast<std::int8_t*>(at);  // zero where there is no row
   for (std::int64_t row = 0; row < source.out_features; ++row) {
     for (std::int64_t r = 0; r < source.rank; ++r) {
-      const std::int64_t at = (row / kPanelRows * source.rank + r) * kPanelRows + row % kPanelRows;
-      b_[static_cast<std::size_t>(at)] = source.b[static_cast<std::size_t>(row * source.rank + r)];
+      b[(row / kPanelRows * source.rank + r) * kPanelRows + row % kPanelRows] =
+          source.b[static_cast<std::size_t>(row * source.rank + r)];
     }
   }
-}
-
-std::int64_t PackedCompensator::bytes() const {
-  return static_cast<std::int64_t>(b_.size() +
-                                   4 * (b_scales_.size() + w1_.size() + b1_.size() + w2_.size() + b2_.size()));
+  b_ = b;
 }
 
 }  // namespace spear

@@ -81,16 +81,17 @@ class PackedMatrix {
 class PackedCompensator {
  public:
   /// Throws Error(bad_input) for a gate wider than kMaxGateHidden.
-  PackedCompensator(const Compensator& source, const PackedView& weight, const std::string& where);
+  PackedCompensator(const Compensator& source, const PackedView& weight, const std::string& where, WeightArena& arena);
 
   const GateView& gate() const { return gate_; }
-  LowRankView low_rank(const float* weighted) const { return {b_.data(), gate_.rank, weighted}; }
-  std::int64_t bytes() const;  ///< of B and gate as held here
+  LowRankView low_rank(const float* weighted) const { return {b_, gate_.rank, weighted}; }
+  std::int64_t bytes() const { return bytes_; }  ///< of B and gate as held here
 
  private:
-  std::vector<std::int8_t> b_;  ///< [panels][rank][16]
-  std::vector<float> b_scales_, w1_, b1_, w2_, b2_;
+  std::shared_ptr<std::uint8_t> memory_;  ///< the gate's vectors, which are read first, then B
+  const std::int8_t* b_ = nullptr;        ///< [panels][rank][16]
   GateView gate_;
+  std::int64_t bytes_ = 0;
 };
 
 }  // namespace spear
