@@ -2,8 +2,12 @@
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <algorithm>
 
 #include "base/error.h"
+#include "base/resources.h"
 #include "ops/cpu/kernels.h"
 #include "ops/paged_attention.h"
 
@@ -200,6 +204,19 @@ TEST(PagedKvCacheTest, RefusesWhatDoesNotFitInMemory) {
   }
   EXPECT_THROW(CpuKvCache(config, 1, 0, 1), Error);
   EXPECT_THROW(CpuPagedKvCache(config, 1, 0, KvCacheType::f32), Error);
+}
+
+TEST(PagedKvCacheTest, MemoryIsThereBeforeTheFirstStep) {
+  const ModelConfig config = config_of({1, 8, 8, 128});
+  const std::int64_t before = resident_bytes();
+  const CpuPagedKvCache cache(config, 30, 12, KvCacheType::bf16);
+  std::vector<unsigned char> there(static_cast<std::size_t>(cache.bytes() / 4096));
+  void* const start = const_cast<std::byte*>(cache.block(0, 0, 0));
+  ASSERT_EQ(mincore(start, there.size() * 4096, there.data()), 0);
+  const auto taken = std::count_if(there.begin(), there.end(), [](unsigned char page) { return (page & 1U) != 0; });
+  if (taken == 0) GTEST_SKIP() << "this kernel gives pages when they are touched";
+  EXPECT_EQ(static_cast<std::size_t>(taken), there.size());
+  EXPECT_GE(resident_bytes() - before, cache.bytes() * 9 / 10);
 }
 
 TEST(PagedKvCacheTest, MemoryIsWhatTheTypeNeeds) {

@@ -3,7 +3,11 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <algorithm>
+#include <atomic>
 #include <numeric>
+#include <thread>
+#include <vector>
 
 #include "base/error.h"
 #include "base/progress.h"
@@ -19,6 +23,22 @@ std::int64_t blocks_of(std::int64_t batch, std::int64_t capacity) {
     throw usage_error(fmt::format("a cache of {} sequences x {} tokens", batch, capacity));
   }
   return (capacity + kBlockTokens - 1) / kBlockTokens;
+}
+
+/// Takes the pages now, not within steps: all layers reach a new one with the same token, and 30 huge pages take 30 ms. A
+/// kernel that cannot (before Linux 5.14) gives them one by one, later.
+void populate(std::byte* data, std::int64_t bytes) {
+  constexpr std::int64_t kPart = std::int64_t{128} << 20;
+  const std::int64_t parts = (bytes + kPart - 1) / kPart, threads = std::min<std::int64_t>(parts, usable_cores());
+  std::atomic<std::int64_t> next{0};
+  const auto work = [&] {
+    for (std::int64_t part; (part = next.fetch_add(1)) < parts;) {
+      madvise(data + part * kPart, static_cast<std::size_t>(std::min(kPart, bytes - part * kPart)), MADV_POPULATE_WRITE);
+    }
+  };
+  std::vector<std::jthread> helpers;
+  for (std::int64_t i = 1; i < threads; ++i) helpers.emplace_back(work);
+  work();
 }
 
 }  // namespace
@@ -46,6 +66,7 @@ CpuPagedKvCache::CpuPagedKvCache(const ModelConfig& config, std::int64_t layers,
   data_ = static_cast<std::byte*>(memory);
   // Blocks of a sequence lie a few KB apart in every layer: small pages would miss the TLB on each.
   if (bytes_ >= kHugePage) madvise(memory, static_cast<std::size_t>(bytes_), MADV_HUGEPAGE);
+  populate(data_, bytes_);
 }
 
 CpuPagedKvCache::~CpuPagedKvCache() { munmap(data_, static_cast<std::size_t>(bytes_)); }
