@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
 #include "base/resources.h"
@@ -124,6 +125,22 @@ TEST_P(AttentionTest, BatchesAndThreadsDoNotChangeABit) {
       for (std::size_t s = 0; s < in.size(); ++s) {
         EXPECT_EQ(run.output(s), attend_alone(pool_, kernels_, in[s], type))
             << name(type) << ", sequence " << s << ", " << threads << " threads";
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, NanShows) {
+  for (const KvCacheType type : kTypes) {
+    AttentionInputs in = random_inputs({40, 2, 1, 8}, 70);
+    const auto whole = attend_alone(pool_, kernels_, in, type);
+    in.q[39 * 16 + 3] = NAN;  // the last token's first head
+    const auto out = attend_alone(pool_, kernels_, in, type);
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      if (i / 8 == 39 * 2) {
+        EXPECT_TRUE(std::isnan(out[i])) << name(type) << " " << i;
+      } else {
+        EXPECT_EQ(out[i], whole[i]) << name(type) << " " << i;
       }
     }
   }

@@ -85,7 +85,7 @@ inline std::uint16_t to_bf16(float f) {
 /// 2^x for x <= 0; below -126 it gives 2^-126. 2^0 is exactly 1. kAccurate: 2e-7, else 3e-6 (relative).
 template <bool kAccurate>
 inline __attribute__((always_inline)) Floats exp2_of(Floats x) {
-  x = x > filled(-126.0F) ? x : filled(-126.0F);
+  x = filled(-126.0F) > x ? filled(-126.0F) : x;  // NaN stays
   const Floats shifted = x + 12582912.0F;  // 1.5 * 2^23: the low mantissa bits are the rounded integer
   const Floats r = x - (shifted - 12582912.0F);
   Floats p;
