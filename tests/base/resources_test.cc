@@ -10,8 +10,8 @@ namespace spear {
 namespace {
 
 TEST(Resources, FreedMemoryIsGivenOutAgain) {
-#ifdef __SANITIZE_ADDRESS__
-  GTEST_SKIP() << "AddressSanitizer has a malloc of its own";
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers have a malloc of their own";
 #endif
   constexpr std::size_t kBytes = std::size_t{64} << 20, kPage = 4096;
   const auto new_pages = [] {
