@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "ops/cpu/kernels.h"
 
 namespace spear {
 
@@ -48,20 +49,24 @@ KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim) {
 
 namespace {
 
+/// The tables of an instruction set that this machine has, best first.
+void add_tables(std::string_view isa, std::vector<const AttentionKernels*>& tables) {
+#if defined(__x86_64__)
+  if (isa == "avx512") {
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq")) {
+      tables.push_back(&kAvx512Bf16Attention);
+    }
+    tables.push_back(&kAvx512Attention);
+  }
+  if (isa == "avx2") tables.push_back(&kAvx2Attention);
+#endif
+  if (isa == "generic") tables.push_back(&kGenericAttention);
+}
+
 std::vector<const AttentionKernels*> detect() {
   std::vector<const AttentionKernels*> tables;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f");
-  if (avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    tables.push_back(&kAvx512Bf16Attention);
-  }
-  if (avx512) tables.push_back(&kAvx512Attention);
-  if (avx2) tables.push_back(&kAvx2Attention);
-#endif
-  tables.push_back(&kGenericAttention);
+  for (const Kernels* kernels : available_kernels()) add_tables(kernels->isa, tables);
   return tables;
 }
 

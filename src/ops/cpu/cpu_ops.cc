@@ -92,9 +92,9 @@ void CpuWeights::add_group(const ModelWeights& weights, std::span<const ModuleId
 
 void CpuWeights::add_input(const LinearModule& module, ModuleId id, const PackContext& context) {
   Linear& linear = linears[static_cast<std::size_t>(id.index)];
-  const bool packed_too = packs(module.weight, activations);
+  const bool is_packed = packs(module.weight, activations);
   const auto* w4 = std::get_if<W4Matrix>(&module.weight);
-  if (packed_too && w4 != nullptr) linear.input_order = known_order(w4->columns_by_group());
+  if (is_packed && w4 != nullptr) linear.input_order = known_order(w4->columns_by_group());
   if (!module.compensator) return;
   const Compensator& compensator = *module.compensator;
   compensator.validate();
@@ -102,7 +102,7 @@ void CpuWeights::add_input(const LinearModule& module, ModuleId id, const PackCo
     throw bad_input("compensator does not fit the module", id.name());
   }
   const CompensatorInput& a = *compensator.a;
-  if (!packed_too) {
+  if (!is_packed) {
     linear.a.emplace(a.values, a.rows, a.cols, a.scales);
     return;
   }
