@@ -49,12 +49,16 @@ def length(rng, median, sigma, low, high):
     return max(low, min(high, round(rng.lognormvariate(math.log(median), sigma))))
 
 
+def random_words(rng, count):
+    return " ".join(rng.choice(WORDS) for _ in range(count))
+
+
 def make_requests(rng, options):
     out = []
     for i in range(options.requests):
         words = length(rng, options.prompt_median, options.prompt_sigma, 4, options.prompt_max)
         # The number in front keeps prompts apart: nothing is to be found in a prefix cache.
-        prompt = f"{i} {rng.randrange(10**6)} " + " ".join(rng.choice(WORDS) for _ in range(words))
+        prompt = f"{i} {rng.randrange(10**6)} " + random_words(rng, words)
         out.append((prompt, length(rng, options.output_median, options.output_sigma, 4, options.output_max)))
     return out
 
