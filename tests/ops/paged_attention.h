@@ -120,7 +120,9 @@ class PagedAttention {
   /// All bits set: NaN in every floating format, scales included.
   void poison(std::int32_t id) {
     for (std::int64_t head = 0; head < shape_.kv_heads; ++head) {
-      std::fill_n(cache_.block(0, id, head), cache_.layout().bytes, std::byte{0xff});
+      for (const std::int64_t half : {std::int64_t{0}, cache_.layout().values}) {
+        std::fill_n(cache_.block(0, id, head) + half, cache_.layout().half_bytes, std::byte{0xff});
+      }
     }
   }
 

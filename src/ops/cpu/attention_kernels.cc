@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "base/error.h"
@@ -28,7 +29,7 @@ const char* name(KvCacheType type) {
   return "?";
 }
 
-KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim) {
+KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim, std::int64_t blocks) {
   const std::int64_t pair = type == KvCacheType::f32 ? 1 : 2;         // elements per step
   const std::int64_t step_bytes = type == KvCacheType::int8 ? 2 : 4;  // of one token or column
   const std::int64_t scales = type == KvCacheType::int8 ? 4 * kBlockTokens : 0;
@@ -40,10 +41,12 @@ KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim) {
   layout.value_steps = kBlockTokens / pair;
   layout.panels = (head_dim + kBlockTokens - 1) / kBlockTokens;
   layout.panel_bytes = layout.value_steps * kBlockTokens * step_bytes;
-  layout.values = layout.key_steps * kBlockTokens * step_bytes;
-  layout.key_scales = layout.values + layout.panels * layout.panel_bytes;
-  layout.value_scales = layout.key_scales + scales;
-  layout.bytes = (layout.value_scales + scales + 63) / 64 * 64;
+  layout.key_scales = layout.key_steps * kBlockTokens * step_bytes;
+  const std::int64_t value_bytes = layout.panels * layout.panel_bytes;
+  layout.half_bytes = (std::max(layout.key_scales, value_bytes) + scales + 63) / 64 * 64;
+  layout.values = blocks * layout.half_bytes;
+  layout.value_scales = layout.values + value_bytes;
+  layout.bytes = 2 * layout.half_bytes;
   return layout;
 }
 

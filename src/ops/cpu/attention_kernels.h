@@ -4,7 +4,8 @@
 // whole vectors without a horizontal sum (pairs for VDPBF16PS; n is the token, c the column):
 //   keys    [head_dim / 2][n][2]                   scores = sum over column pairs, tokens in lanes
 //   values  [columns / 32][kBlockTokens / 2][c][2]  outputs = sum over token pairs, columns in lanes
-// f32 has single elements in place of pairs; int8 is followed by a float scale per token for keys and for values.
+// f32 has single elements in place of pairs; int8 keys and values are each followed by a float scale per token. Keys and
+// values are two halves of equal size: a cache of many blocks holds all the keys of a head, then all the values.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +21,7 @@ inline constexpr std::int64_t kBlockTokens = 32;     // = width of a value panel
 inline constexpr std::int64_t kSegmentTokens = 256;  // softmax is local to segments at absolute positions
 inline constexpr std::int64_t kSegmentBlocks = kSegmentTokens / kBlockTokens;
 
-/// Sizes and byte offsets inside a block of one head; plain data, see block_layout().
+/// Sizes and byte offsets of a block of one head, from its keys on; plain data, see block_layout().
 struct KvBlockLayout {
   KvCacheType type = KvCacheType::bf16;
   std::int64_t head_dim = 0;
@@ -29,7 +30,8 @@ struct KvBlockLayout {
   std::int64_t value_steps = 0;  ///< token pairs (f32: tokens) per block
   std::int64_t panels = 0;       ///< of 32 columns
   std::int64_t panel_bytes = 0, values = 0, key_scales = 0, value_scales = 0;
-  std::int64_t bytes = 0;
+  std::int64_t half_bytes = 0;  ///< from a block to its neighbour
+  std::int64_t bytes = 0;       ///< of both halves
 };
 
 /// One segment of the keys and values of a head against the queries that share the head.
@@ -72,7 +74,8 @@ struct AttentionKernels {
                 float* running_sum, float* running);
 };
 
-KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim);
+/// `blocks`: how many lie side by side.
+KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim, std::int64_t blocks = 1);
 
 /// Tables that this machine can run, best first. "avx512bf16" multiplies pairs of bf16; all others widen them and keep
 /// queries and weights in float32.

@@ -16,7 +16,7 @@ namespace spear {
 namespace {
 
 constexpr std::int64_t kPieceSteps = 16;  // of a prefetch
-constexpr std::int64_t kPiecesAhead = 6;
+constexpr std::int64_t kPiecesAhead = 3;
 
 inline std::int64_t at_most(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 inline std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
@@ -28,69 +28,78 @@ struct RightBlocks {
   const std::byte* const* ahead;  ///< what to prefetch during each piece of kPieceSteps steps, or null
 };
 
-/// c[r * ldc + n] = sum_k left[r * lda + k] right[k][n] for kRows rows and 32 columns n.
-template <class F, bool kAhead, int kRows>
+/// c[r * ldc + n] = sum_k left[r * lda + k] right[k][n] for kRows rows and 32 columns n of each of kParts right-hand sides
+/// that lie one behind the other in a block.
+template <class F, bool kAhead, int kRows, int kParts>
 void product_tile(const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
                   std::int64_t ldc) {
   constexpr std::int64_t kStepBytes = kBlockTokens * sizeof(typename F::Element);
   for (int column = 0; column < kBlockTokens; column += 2 * kWidth) {
-    Floats sums[kRows][2] = {};
+    Floats sums[kRows][2 * kParts] = {};
     const typename F::Left* a = left;
     const std::byte* const* ahead = right.ahead;
     for (std::int64_t j = 0; j < right.count; ++j) {
       const auto* b = reinterpret_cast<const typename F::Element*>(right.blocks[j] + right.offset) + column;
       const std::int64_t steps = j + 1 < right.count ? right.steps : right.last_steps;
-      for (std::int64_t begin = 0; begin < steps; begin += kPieceSteps) {
-        const std::int64_t n = at_most(steps - begin, kPieceSteps);
+      for (std::int64_t begin = 0; begin < steps; begin += kPieceSteps / kParts) {
+        const std::int64_t n = at_most(steps - begin, kPieceSteps / kParts);
         const std::byte* next = kAhead ? *ahead++ : nullptr;
         for (std::int64_t i = 0; i < n; ++i, b += kBlockTokens, ++a) {
           if constexpr (kAhead) {
-            __builtin_prefetch(next, 0, 2);
-            if constexpr (kStepBytes > 64) __builtin_prefetch(next + 64, 0, 2);
-            next += kStepBytes;
+#pragma GCC unroll 4
+            for (int line = 0; line < kParts * kStepBytes; line += 64) __builtin_prefetch(next + line);
+            next += kParts * kStepBytes;
           }
-          const auto right0 = F::load(b), right1 = F::load(b + kWidth);
+#pragma GCC unroll 2
+          for (int part = 0; part < kParts; ++part) {
+            const auto* const at = b + part * right.steps * kBlockTokens;
+            const auto right0 = F::load(at), right1 = F::load(at + kWidth);
 #pragma GCC unroll 16
-          for (int r = 0; r < kRows; ++r) {
-            const auto value = F::broadcast(load_vector<typename F::Left>(a + r * lda));  // written as halves
-            sums[r][0] = F::multiply_add(value, right0, sums[r][0]);
-            sums[r][1] = F::multiply_add(value, right1, sums[r][1]);
+            for (int r = 0; r < kRows; ++r) {
+              const auto value = F::broadcast(load_vector<typename F::Left>(a + r * lda));  // written as halves
+              sums[r][2 * part] = F::multiply_add(value, right0, sums[r][2 * part]);
+              sums[r][2 * part + 1] = F::multiply_add(value, right1, sums[r][2 * part + 1]);
+            }
           }
         }
       }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      store_floats(c + r * ldc + column, sums[r][0]);
-      store_floats(c + r * ldc + column + kWidth, sums[r][1]);
+#pragma GCC unroll 2
+      for (int part = 0; part < kParts; ++part) {
+        float* const out = c + r * ldc + part * kBlockTokens + column;
+        store_floats(out, sums[r][2 * part]);
+        store_floats(out + kWidth, sums[r][2 * part + 1]);
+      }
     }
   }
 }
 
 /// The first `rows` <= kRows rows, in one tile of just that height.
-template <class F, bool kAhead, int kRows>
+template <class F, bool kAhead, int kRows, int kParts>
 void product_rows(std::int64_t rows, const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
                   std::int64_t ldc) {
   if (rows >= kRows) {
-    product_tile<F, kAhead, kRows>(left, lda, right, c, ldc);
+    product_tile<F, kAhead, kRows, kParts>(left, lda, right, c, ldc);
   } else if constexpr (kRows > 1) {
-    product_rows<F, kAhead, kRows - 1>(rows, left, lda, right, c, ldc);
+    product_rows<F, kAhead, kRows - 1, kParts>(rows, left, lda, right, c, ldc);
   }
 }
 
-template <class F>
+template <class F, int kRows, int kParts = 1>
 void product(std::int64_t rows, const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
              std::int64_t ldc) {
   if (right.ahead != nullptr) {
-    product_rows<F, true, F::kRows>(rows, left, lda, right, c, ldc);
+    product_rows<F, true, kRows, kParts>(rows, left, lda, right, c, ldc);
   } else {
-    product_rows<F, false, F::kRows>(rows, left, lda, right, c, ldc);
+    product_rows<F, false, kRows, kParts>(rows, left, lda, right, c, ldc);
   }
 }
 
 /// The pieces of a segment in the order in which they are read; each asks for the one kPiecesAhead later, so that
-/// memory always has about 12 KB on order, but never so much that the core drops requests. The first pieces of the
-/// next segment follow the last ones.
+/// memory always has about 6 KB on order; more only waits in the core's queue. The first pieces of the next segment follow
+/// the last ones.
 struct Pieces {
   static constexpr std::int64_t kMost = 192;  // 12 KB per block and head; heads beyond go without
   const std::byte* at[kMost];
@@ -112,15 +121,21 @@ constexpr std::int64_t stride(std::int64_t floats) {
 
 std::int64_t block_count(const SegmentTask& t) { return (t.tokens + kBlockTokens - 1) / kBlockTokens; }
 
+/// Panels of values that are read together: two for few rows, whose sums alone are too few chains to keep the core busy.
+template <class F>
+std::int64_t panels_at_once(const SegmentTask& t) {
+  return t.rows <= F::kRows / 2 && t.layout->panels % 2 == 0 ? 2 : 1;
+}
+
 template <class F>
 void list_pieces(const SegmentTask& t, Pieces& pieces) {
   constexpr std::int64_t kStepBytes = kBlockTokens * sizeof(typename F::Element);
   const KvBlockLayout& layout = *t.layout;
-  const std::int64_t count = block_count(t);
+  const std::int64_t count = block_count(t), panels = panels_at_once<F>(t);
   for (std::int64_t j = 0; j < count; ++j) pieces.add(t.blocks[j], layout.key_steps, kStepBytes);
-  for (std::int64_t panel = 0; panel < layout.panels; ++panel) {
+  for (std::int64_t panel = 0; panel < layout.panels; panel += panels) {
     for (std::int64_t j = 0; j < count; ++j) {
-      pieces.add(t.blocks[j] + layout.values + panel * layout.panel_bytes, layout.value_steps, kStepBytes);
+      pieces.add(t.blocks[j] + layout.values + panel * layout.panel_bytes, panels * layout.value_steps, kStepBytes);
     }
   }
   for (std::int64_t j = 0; j < t.next_count; ++j) pieces.add(t.next[j], layout.key_steps, kStepBytes);
@@ -149,7 +164,7 @@ void score_rows(const SegmentTask& t, const std::byte* const* ahead) {
       if (hidden_tokens(t, row) >= (block + 1) * kBlockTokens) continue;              // before its windows
       const RightBlocks keys{
           t.blocks + block, 1, 0, steps, steps, row == 0 && ahead != nullptr ? ahead + block * pieces : nullptr};
-      product<F>(rows, queries + row * width, width, keys, t.scores + row * kSegmentTokens + block * kBlockTokens,
+      product<F, F::kRows>(rows, queries + row * width, width, keys, t.scores + row * kSegmentTokens + block * kBlockTokens,
                  kSegmentTokens);
     }
   }
@@ -213,7 +228,8 @@ template <class F>
 void mix_values(const SegmentTask& t, const std::byte* const* ahead) {
   const std::int64_t width = t.layout->panels * kBlockTokens;
   const std::int64_t pieces = block_count(t) * (t.layout->value_steps / kPieceSteps);
-  for (std::int64_t panel = 0; panel < t.layout->panels; ++panel) {
+  const std::int64_t panels = panels_at_once<F>(t);
+  for (std::int64_t panel = 0; panel < t.layout->panels; panel += panels) {
     const std::int64_t offset = t.layout->values + panel * t.layout->panel_bytes;
     for (std::int64_t row = 0; row < t.rows; row += F::kRows) {
       const std::int64_t rows = at_most(F::kRows, t.rows - row);
@@ -226,8 +242,13 @@ void mix_values(const SegmentTask& t, const std::byte* const* ahead) {
                                t.layout->value_steps,
                                (last + F::kPair - 1) / F::kPair,
                                row == 0 && ahead != nullptr ? ahead + panel * pieces : nullptr};
-      product<F>(rows, reinterpret_cast<const typename F::Left*>(t.weights + row * kSegmentTokens), stride<F>(kSegmentTokens),
-                 values, t.mixed + row * width + panel * kBlockTokens, width);
+      const auto* const weights = reinterpret_cast<const typename F::Left*>(t.weights + row * kSegmentTokens);
+      float* const mixed = t.mixed + row * width + panel * kBlockTokens;
+      if (panels == 2) {
+        product<F, F::kRows / 2, 2>(rows, weights, stride<F>(kSegmentTokens), values, mixed, width);
+      } else {
+        product<F, F::kRows>(rows, weights, stride<F>(kSegmentTokens), values, mixed, width);
+      }
     }
   }
 }

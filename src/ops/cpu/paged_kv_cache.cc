@@ -45,7 +45,7 @@ void populate(std::byte* data, std::int64_t bytes) {
 
 CpuPagedKvCache::CpuPagedKvCache(const ModelConfig& config, std::int64_t layers, std::int64_t num_blocks,
                                  KvCacheType type)
-    : layout_(block_layout(type, config.head_dim)),
+    : layout_(block_layout(type, config.head_dim, num_blocks)),
       layers_(layers),
       num_blocks_(num_blocks),
       heads_(config.num_key_value_heads) {

@@ -11,7 +11,8 @@
 
 namespace spear {
 
-/// [layers][key/value heads][num_blocks] blocks of one head: those of a long sequence are often neighbours.
+/// [layers][key/value heads][keys, values][num_blocks] halves of blocks: those of a long sequence are often neighbours, and a
+/// core reads a long run faster than pieces of it.
 class CpuPagedKvCache final : public PagedKvCache {
  public:
   /// `layers` slots; 1 makes every layer use the same one, which is enough when nothing is kept between calls. Pages
@@ -27,8 +28,9 @@ class CpuPagedKvCache final : public PagedKvCache {
   std::int64_t bytes() const override { return bytes_; }
   const KvBlockLayout& layout() const { return layout_; }
 
+  /// Its keys; layout() says how far behind them the values are.
   std::byte* block(std::int64_t layer, std::int32_t id, std::int64_t head) const {
-    return data_ + ((layer % layers_ * heads_ + head) * num_blocks_ + id) * layout_.bytes;
+    return data_ + (layer % layers_ * heads_ + head) * num_blocks_ * layout_.bytes + id * layout_.half_bytes;
   }
 
  private:
