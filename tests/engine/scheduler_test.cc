@@ -61,8 +61,9 @@ TEST(SchedulerTest, InvariantsUnderRandomLoad) {
   std::int64_t preemptions = 0, refused = 0, shed = 0;
   for (std::uint64_t seed = 0; seed < 120; ++seed) {
     Random random(seed, 11);
-    auto load = make_load(load_of(0.5 + 30 * random.uniform(), 60, 300 + 3000 * random.uniform(),
-                                  random.below(4) == 0 ? 0 : 8 + 60 * random.uniform(), seed));
+    const double rate = 0.5 + 30 * random.uniform(), ttft_ms = 300 + 3000 * random.uniform();
+    const double itl_ms = random.below(4) == 0 ? 0 : 8 + 60 * random.uniform();
+    auto load = make_load(load_of(rate, 60, ttft_ms, itl_ms, seed));
     for (SimulatedRequest& request : load) {
       request.prompt = std::min<std::int64_t>(request.prompt, 600);
       request.output = std::min<std::int64_t>(request.output, 100);

@@ -234,6 +234,8 @@ void Scheduler::schedule_decodes(const DensityClass& group) {
     ++shape_.decodes;
     shape_.decode_context += request->computed;
   }
+  // They may come back in this step, as prompts.
+  std::erase_if(decodes_, [](const ScheduledRequest* request) { return !request->runs; });
 }
 
 void Scheduler::set_budget(const DensityClass& group, double now) {
