@@ -39,7 +39,7 @@ class Region {
   void* data_;
 };
 
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && !defined(SPEAR_SANITIZED)
 #define SPEAR_WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), optimize("O3")))
 #else
 #define SPEAR_WIDE

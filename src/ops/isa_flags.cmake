@@ -6,7 +6,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(flags ${flags} -mavx2 -mfma -mf16c)
   set_source_files_properties(${kernels}/kernels_avx2.cc PROPERTIES COMPILE_OPTIONS "${flags}")
   # g++ 12's own avx512fintrin.h warns (GCC bug 105593).
-  set(flags ${flags} -mavx512f -Wno-uninitialized -Wno-maybe-uninitialized)
+  set(flags ${flags} -mavx512f -Wno-uninitialized $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
   set_source_files_properties(${kernels}/kernels_avx512.cc PROPERTIES COMPILE_OPTIONS "${flags}")
 endif()
 
@@ -18,7 +18,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   # GCC would put all additions of a tile behind all its products, 100 registers' worth (substitution of single uses).
   set_source_files_properties(${kernels}/packed_avx2.cc PROPERTIES COMPILE_OPTIONS "${flags};$<$<CXX_COMPILER_ID:GNU>:-fno-tree-ter>")
   set(flags ${flags} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mprefer-vector-width=512
-            -Wno-uninitialized -Wno-maybe-uninitialized)
+            -Wno-uninitialized $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
   set_source_files_properties(${kernels}/packed_avx512.cc PROPERTIES COMPILE_OPTIONS "${flags}")
 endif()
 
@@ -28,14 +28,15 @@ set_source_files_properties(${kernels}/attention_generic.cc PROPERTIES COMPILE_O
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(attention_flags ${attention_flags} -mavx2 -mfma -mf16c)
   set_source_files_properties(${kernels}/attention_avx2.cc PROPERTIES COMPILE_OPTIONS "${attention_flags}")
-  set(attention_flags ${attention_flags} -mavx512f -Wno-uninitialized -Wno-maybe-uninitialized)
+  set(attention_flags ${attention_flags} -mavx512f -Wno-uninitialized $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
   set_source_files_properties(${kernels}/attention_avx512.cc PROPERTIES COMPILE_OPTIONS "${attention_flags}")
   set(attention_flags ${attention_flags} -mavx512bw -mavx512vl -mavx512dq -mavx512bf16)
   set_source_files_properties(${kernels}/attention_avx512bf16.cc PROPERTIES COMPILE_OPTIONS "${attention_flags}")
 endif()
 
 # Everything is inlined by force here, and in generic code every lane is a memory access of its own: with checks on each of
-# them GCC takes very long. The vector units, of the same text, stay checked.
+# them compilers take very long. The AVX2 unit, of the same text, has them all.
 if(SPEAR_SANITIZE)
   set_property(SOURCE ${kernels}/packed_generic.cc APPEND PROPERTY COMPILE_OPTIONS -fno-sanitize=all)
+  set_property(SOURCE ${kernels}/packed_avx512.cc APPEND PROPERTY COMPILE_OPTIONS -fno-sanitize=undefined)
 endif()

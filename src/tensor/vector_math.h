@@ -6,8 +6,7 @@
 #include <cstdint>
 
 /// Compiles a function for AVX-512, AVX2 and the baseline; the loader picks by CPU.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
-    !defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(SPEAR_SANITIZED)
 #define SPEAR_VECTOR_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), optimize("O3")))
 #else

@@ -10,7 +10,7 @@ namespace spear {
 namespace {
 
 TEST(Resources, FreedMemoryIsGivenOutAgain) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(SPEAR_SANITIZED)
   GTEST_SKIP() << "sanitizers have a malloc of their own";
 #endif
   constexpr std::size_t kBytes = std::size_t{64} << 20, kPage = 4096;

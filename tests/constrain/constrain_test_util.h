@@ -253,7 +253,7 @@ inline bool valid(const Json& value, const Json& schema, const Json& root) {
     for (const auto& [name, member] : value.items()) {
       ok = ok && (properties.contains(name)
                       ? valid(member, properties[name], root)
-                      : each("additionalProperties", [&](const Json& s) { return valid(member, s, root); }));
+                      : each("additionalProperties", [&, member = member](const Json& s) { return valid(member, s, root); }));
     }
   }
   return ok;

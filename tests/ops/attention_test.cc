@@ -196,9 +196,11 @@ TEST(AttentionKernelsTest, InstructionSetsAgree) {
     const auto generic = attend_alone(pool, attention_kernels_for("generic"), in, type);
     const std::vector<double> expected(generic.begin(), generic.end());
     for (const AttentionKernels* kernels : available_attention_kernels()) {
-      // A query and a weight rounded to bf16 are off by 2^-9 of themselves each; else only sums have another order.
-      const bool rounds = std::string_view(kernels->isa) == "avx512bf16" && type != KvCacheType::f32;
-      EXPECT_LT(relative_error(attend_alone(pool, *kernels, in, type), expected), rounds ? 2.0 / 512 : 1e-6)
+      // A query and a weight rounded to bf16 are off by 2^-9 of themselves each; else only sums have another order, and the
+      // short power of two is off by 3e-6 in either direction where a tie is rounded to the other side.
+      const bool rounds = std::string_view(kernels->isa) == "avx512bf16";
+      const double tolerance = type == KvCacheType::f32 ? 1e-6 : rounds ? 2.0 / 512 : 6e-6;
+      EXPECT_LT(relative_error(attend_alone(pool, *kernels, in, type), expected), tolerance)
           << kernels->isa << " " << name(type);
     }
   }

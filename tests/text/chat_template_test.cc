@@ -106,7 +106,7 @@ TEST(ChatTemplate, RefusesWithLineAndColumn) {
       {"{% for a, b in [[1]] %}{% endfor %}", "2 names for 1 values"},
       {"\xFF", "not UTF-8"},
   };
-  for (const auto& [source, message] : cases) expect_refused([&] { render(source); }, message);
+  for (const auto& [source, message] : cases) expect_refused([&, source = source] { render(source); }, message);
 }
 
 // Templates of the families' kinds on conversations with system messages, tools, calls and results; the oracle is
