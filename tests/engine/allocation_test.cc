@@ -12,6 +12,7 @@ namespace {
 std::atomic<std::int64_t> allocations{0};
 }  // namespace
 
+#if !defined(SPEAR_SANITIZED)  // sanitizers replace these themselves
 void* operator new(std::size_t size) {
   ++allocations;
   if (void* memory = std::malloc(size)) return memory;
@@ -26,6 +27,7 @@ void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 #pragma GCC diagnostic pop
+#endif
 
 namespace spear {
 namespace {
@@ -72,6 +74,9 @@ void steps_make_none(Engine& engine) {
   for (int i = 0; i < 5; ++i) engine.step();
   const auto before = allocations.load();
   for (int i = 0; i < 45; ++i) EXPECT_EQ(engine.step().size(), 4U);
+#if defined(SPEAR_SANITIZED)
+  GTEST_SKIP() << "nothing was counted";
+#endif
   EXPECT_EQ(allocations.load() - before, 0);
 }
 
