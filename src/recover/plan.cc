@@ -169,8 +169,10 @@ std::vector<PlannedStage> planned_stages(const ModelConfig& config, const Recipe
   stages.push_back({"quantize", recipe.quantizer, (chain ? 1.0 : recipe.quantizer == "clip" ? kClosedForm : 0.02) * quantizing});
   if (!recovers) return stages;
   const double diagnosed = tokens_of(std::min(recipe.diagnose.sequences, recipe.held_out_sequences), std::min(recipe.diagnose.length, recipe.samples.length)) * module_count(config);
-  stages.push_back({"diagnose", recipe.diagnose.restore_one ? "quantize one, restore one, delta KL, Fisher" : "quantize one, Fisher",
-                    pace * kDiagnose * (recipe.diagnose.restore_one ? 2 : 1) * diagnosed * (work.linears + 2 * work.head)});
+  if (recipe.budget > 0) {
+    stages.push_back({"diagnose", recipe.diagnose.restore_one ? "quantize one, restore one, delta KL, Fisher" : "quantize one, Fisher",
+                      pace * kDiagnose * (recipe.diagnose.restore_one ? 2 : 1) * diagnosed * (work.linears + 2 * work.head)});
+  }
   stages.push_back({"reference states", "of the samples",
                     pace * kStates * sampled * (2 * work.linears + work.attention(recipe.samples.length))});
   if (recipe.budget > 0) {
