@@ -20,6 +20,9 @@ constexpr int kRowsOfSingles = 12, kRowsOfPairs = 12;
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;
 constexpr int kRowsOfSingles = 6, kRowsOfPairs = 4;
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr int kWidth = 4;
+constexpr int kRowsOfSingles = 8, kRowsOfPairs = 8;  // of 32 registers: GCC loads the rows' numbers first
 #else
 constexpr int kWidth = 4;
 constexpr int kRowsOfSingles = 4, kRowsOfPairs = 4;

@@ -15,6 +15,8 @@ extern const AttentionKernels kGenericAttention;
 extern const AttentionKernels kAvx2Attention;
 extern const AttentionKernels kAvx512Attention;
 extern const AttentionKernels kAvx512Bf16Attention;
+#elif defined(__aarch64__)
+extern const AttentionKernels kNeonAttention;
 #endif
 
 const char* name(KvCacheType type) {
@@ -63,6 +65,8 @@ void add_tables(std::string_view isa, std::vector<const AttentionKernels*>& tabl
     tables.push_back(&kAvx512Attention);
   }
   if (isa == "avx2") tables.push_back(&kAvx2Attention);
+#elif defined(__aarch64__)
+  if (isa == "neon") tables.push_back(&kNeonAttention);
 #endif
   if (isa == "generic") tables.push_back(&kGenericAttention);
 }

@@ -1,6 +1,9 @@
 #include "ops/cpu/kernels.h"
 
 #include <fmt/format.h>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 
 #include <cstdlib>
 #include <string>
@@ -14,6 +17,8 @@ extern const Kernels kGenericKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+#elif defined(__aarch64__)
+extern const Kernels kNeonKernels;
 #endif
 
 namespace {
@@ -25,6 +30,8 @@ std::vector<const Kernels*> detect() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // f16c is older than both
   if (avx2 && __builtin_cpu_supports("avx512f")) tables.push_back(&kAvx512Kernels);
   if (avx2) tables.push_back(&kAvx2Kernels);
+#elif defined(__aarch64__)
+  if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) tables.push_back(&kNeonKernels);
 #endif
   tables.push_back(&kGenericKernels);
   return tables;

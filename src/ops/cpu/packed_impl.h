@@ -189,6 +189,9 @@ void integer_tile(const Tile& tile) {
             : w.zeros == nullptr
                 ? shift_left < kBits == 4 ? 3 : 7 > (negative)
                 : multiply(negative, load_zeros(w.zeros + ((tile.panel + p) * w.groups + group) * kPanelRows));
+        if constexpr (kBits == 8 && kSignedBytes) {
+          acc[t][kSums - 1][p] = subtract(acc[t][kSums - 1][p], shift_left<7>(negative));
+        }
       }
     }
 #pragma GCC unroll 2

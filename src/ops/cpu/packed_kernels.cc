@@ -8,18 +8,22 @@ extern const PackedKernels kGenericPackedKernels;
 #if defined(__x86_64__)
 extern const PackedKernels kAvx2PackedKernels;
 extern const PackedKernels kAvx512PackedKernels;
+#elif defined(__aarch64__)
+extern const PackedKernels kNeonPackedKernels;
 #endif
 
 const PackedKernels& packed_kernels(const Kernels& kernels) {
+  [[maybe_unused]] const std::string_view isa = kernels.isa;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const std::string_view isa = kernels.isa;
   if (isa == "avx512" && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
       __builtin_cpu_supports("avx512bf16")) {
     return kAvx512PackedKernels;
   }
   if (isa != "generic") return kAvx2PackedKernels;
+#elif defined(__aarch64__)
+  if (isa == "neon") return kNeonPackedKernels;
 #endif
   return kGenericPackedKernels;
 }

@@ -1,11 +1,12 @@
-// Vectors of 16 rows for the instruction set that this translation unit is compiled for; each of the three files defines
-// the same names, but for what two of them share at the end of this one:
+// Vectors of 16 rows for the instruction set that this translation unit is compiled for; each of the four files defines
+// the same names, but for what three of them share at the end of this one:
 //
 //   Ints, Floats        16 lanes of 32 bits, one per row
 //   Bytes               16 rows x 4 unsigned codes; Quad: 4 signed activation codes, in every row
 //   Pair                2 bf16 activations, in every row
 //   begin_partial, dot_nibbles, end_partial   sums of products over 32 columns of 4-bit codes, from and to Ints
 //   dot_bytes           the same of 8-bit codes, one step at a time; or, where kWidensBytes, widen, join_planes, dot_words
+//   kSignedBytes        dot_bytes and dot_columns take 8-bit codes less 128
 //   tile_tokens         tokens of a register tile by bits of the weight and planes of the activations (0: bf16)
 //   kPanelsAtOnce       panels of a register tile; kByteStepsAtOnce: steps of the unrolled loop over 8-bit codes
 //
@@ -16,6 +17,8 @@
 #include "ops/cpu/packed_simd_avx512.h"
 #elif defined(__AVX2__)
 #include "ops/cpu/packed_simd_avx2.h"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include "ops/cpu/packed_simd_neon.h"
 #else
 #include "ops/cpu/packed_simd_generic.h"
 #endif
@@ -27,7 +30,6 @@ namespace {
 // Sums that are begun from 32-bit ones and added to them: here they are 32-bit themselves.
 constexpr bool kWidensBytes = false;
 inline Ints begin_partial(Ints sum) { return sum; }
-inline Ints dot_nibbles(Ints sum, Bytes codes, Quad x) { return dot_bytes(sum, codes, x); }
 inline Ints end_partial(Ints, Ints partial) { return partial; }
 
 }  // namespace

@@ -75,7 +75,7 @@ inline Ints end_partial(Ints sum, Partial partial) {
 }
 
 // Two full bytes would saturate VPMADDUBSW. They are widened, and so the two planes of an activation can be one number.
-constexpr bool kWidensBytes = true;
+constexpr bool kWidensBytes = true, kSignedBytes = false;
 struct Words {
   Bytes even, odd;
 };

@@ -48,7 +48,9 @@ inline Quad load_quad(const std::int8_t* p) {
   std::memcpy(&word, p, sizeof word);
   return {_mm512_set1_epi32(word)};
 }
+constexpr bool kSignedBytes = false;
 inline Ints dot_bytes(Ints sum, Bytes codes, Quad x) { return {_mm512_dpbusd_epi32(sum.v, codes.v, x.v)}; }
+inline Ints dot_nibbles(Ints sum, Bytes codes, Quad x) { return dot_bytes(sum, codes, x); }
 
 // 64 columns of one row: lane i sums the columns 4i to 4i + 3.
 inline Bytes load_columns(const std::int8_t* p) { return {_mm512_loadu_si512(p)}; }

@@ -86,12 +86,14 @@ inline Quad load_quad(const std::int8_t* p) {
   std::memcpy(out.v, p, sizeof out.v);
   return out;
 }
+constexpr bool kSignedBytes = false;
 inline Ints dot_bytes(Ints sum, Bytes w, Quad x) {
   for (int i = 0; i < 16; ++i) {
     for (int j = 0; j < 4; ++j) sum.v[i] += w.v[4 * i + j] * x.v[j];
   }
   return sum;
 }
+inline Ints dot_nibbles(Ints sum, Bytes codes, Quad x) { return dot_bytes(sum, codes, x); }
 
 inline Bytes load_columns(const std::int8_t* p) { return load_bytes(reinterpret_cast<const std::uint8_t*>(p)); }
 inline Bytes repeat_byte(int code) {

@@ -7,6 +7,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
 #else
 #include "tensor/dtype.h"
 #endif
@@ -20,6 +22,9 @@ constexpr int kTileRows = 12;  // 12 x 2 accumulators + 2 panel vectors + 1 broa
 #elif defined(__AVX2__)
 constexpr int kLanes = 8;
 constexpr int kTileRows = 6;  // 6 x 2 + 2 + 1 of 16 registers
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr int kLanes = 4;
+constexpr int kTileRows = 8;  // 8 x 2 + 2 of 32 registers, and all 8 scalars, which GCC loads first
 #else
 constexpr int kLanes = 4;
 constexpr int kTileRows = 4;
@@ -43,6 +48,8 @@ inline float sum_lanes(Vec v) {
   const __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return vaddvq_f32(v);
 #else
   return (v[0] + v[2]) + (v[1] + v[3]);
 #endif
@@ -77,6 +84,8 @@ inline Vec load_f16(const std::uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
   Vec v;
   for (int i = 0; i < kLanes; ++i) v[i] = f16_to_f32(p[i]);
@@ -125,6 +134,15 @@ inline void decode_w4(const std::uint32_t* words, std::int64_t count, float scal
     const __m256i code = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(words[i])), shift);
     const __m256i centred = _mm256_sub_epi32(_mm256_and_si256(code, _mm256_set1_epi32(15)), _mm256_set1_epi32(zero));
     _mm256_storeu_ps(out + 8 * i, _mm256_mul_ps(_mm256_cvtepi32_ps(centred), _mm256_set1_ps(scale)));
+  }
+#elif defined(__ARM_FEATURE_DOTPROD)
+  const int32x4_t shifts[] = {{0, -4, -8, -12}, {-16, -20, -24, -28}};  // to the right
+  for (; i < count; ++i) {
+    for (int half = 0; half < 2; ++half) {
+      const uint32x4_t code = vandq_u32(vshlq_u32(vdupq_n_u32(words[i]), shifts[half]), vdupq_n_u32(15));
+      const int32x4_t centred = vsubq_s32(vreinterpretq_s32_u32(code), vdupq_n_s32(zero));
+      vst1q_f32(out + 8 * i + 4 * half, vmulq_n_f32(vcvtq_f32_s32(centred), scale));
+    }
   }
 #endif
   for (; i < count; ++i) {
