@@ -24,6 +24,15 @@ std::int64_t proc_field_kib(const char* file, const std::string& name) {
   return 0;
 }
 
+/// Of the first processor; empty if it has none of that name.
+std::string cpuinfo_field(const std::string& name) {
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);) {
+    if (line.starts_with(name) && line.find(": ") != std::string::npos) return line.substr(line.find(": ") + 2);
+  }
+  return "";
+}
+
 /// First number of a cgroup v2 file; -1 if the file is absent or says "max".
 std::int64_t cgroup_number(const char* file) {
   std::ifstream in(file);
@@ -74,14 +83,11 @@ void keep_freed_memory() {
 }
 
 std::string machine_description() {
-  std::string model = "unknown processor";
-  std::ifstream in("/proc/cpuinfo");
-  for (std::string line; std::getline(in, line);) {
-    if (line.rfind("model name", 0) == 0 && line.find(": ") != std::string::npos) {
-      model = line.substr(line.find(": ") + 2);
-      break;
-    }
+  std::string model = cpuinfo_field("model name");
+  if (model.empty() && !cpuinfo_field("CPU part").empty()) {  // Arm has numbers for names
+    model = fmt::format("Arm processor {}/{}", cpuinfo_field("CPU implementer"), cpuinfo_field("CPU part"));
   }
+  if (model.empty()) model = "unknown processor";
   const double gib = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE)) / (1 << 30);
   return fmt::format("{}, {} cores, {:.1f} GiB", model, usable_cores(), gib);
 }
