@@ -81,8 +81,7 @@ inline Quad load_quad(const std::int8_t* p) {
 
 // SDOT multiplies signed by signed. A nibble is both.
 inline Ints dot_nibbles(Ints sum, Bytes codes, Quad x) {
-  return each_quarter<Ints>(
-      [&](int q) { return vdotq_lane_s32(sum.v[q], vreinterpretq_s8_u8(codes.v[q]), x.v, 0); });
+  return each_quarter<Ints>([&](int q) { return vdotq_lane_s32(sum.v[q], vreinterpretq_s8_u8(codes.v[q]), x.v, 0); });
 }
 constexpr bool kSignedBytes = true;
 inline int8x16_t less_128(uint8x16_t codes) { return vreinterpretq_s8_u8(veorq_u8(codes, vdupq_n_u8(128))); }
