@@ -204,6 +204,7 @@ class AttentionRun {
     pack(item, rows, q, s);
     SegmentTask task;
     task.layout = &cache_.layout();
+    task.prefetch = prefetch_;
     task.rows = rows;
     task.group = p_.group_;
     task.queries = s.queries.data();
@@ -304,6 +305,7 @@ class AttentionRun {
     }
   }
 
+  static inline const Prefetch prefetch_ = prefetch_of_this_processor();
   const AttentionKernels& kernels_;
   AttentionPlan& p_;
   AttentionSchedule& s_;

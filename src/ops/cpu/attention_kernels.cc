@@ -1,5 +1,8 @@
 #include "ops/cpu/attention_kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -50,6 +53,18 @@ KvBlockLayout block_layout(KvCacheType type, std::int64_t head_dim, std::int64_t
   layout.value_scales = layout.values + value_bytes;
   layout.bytes = 2 * layout.half_bytes;
   return layout;
+}
+
+Prefetch prefetch_of_this_processor() {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kZen5 = 26;  // before it, what is asked into L1 waits in a queue that is too short
+  __builtin_cpu_init();
+  if (__builtin_cpu_is("amd") && __get_cpuid(1, &a, &b, &c, &d) != 0 && ((a >> 8) & 15U) + ((a >> 20) & 255U) >= kZen5) {
+    return {.pieces = 3, .into_l1 = true};
+  }
+#endif
+  return {};
 }
 
 namespace {

@@ -34,12 +34,22 @@ struct KvBlockLayout {
   std::int64_t bytes = 0;       ///< of both halves
 };
 
+/// How many pieces (2 KB of bf16) ahead of its reads attention asks memory, and whether into L1 or L2.
+struct Prefetch {
+  std::int64_t pieces = 6;
+  bool into_l1 = false;
+};
+
+/// What is best on this processor, as far as that was measured (docs/engine.md).
+Prefetch prefetch_of_this_processor();
+
 /// One segment of the keys and values of a head against the queries that share the head.
 struct SegmentTask {
   const KvBlockLayout* layout = nullptr;
   const std::byte* const* blocks = nullptr;  ///< [ceil(tokens / kBlockTokens)]
   const std::byte* const* next = nullptr;    ///< blocks to prefetch, [next_count]
   std::int64_t next_count = 0;
+  Prefetch prefetch;
   std::int64_t tokens = 0;  ///< in (0, kSegmentTokens], what the last row sees
   std::int64_t rows = 0, group = 1;
   std::int64_t first_visible = 0;            ///< row r sees clamp(first_visible + r / group, 0, tokens) tokens

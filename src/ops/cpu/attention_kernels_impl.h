@@ -16,7 +16,8 @@ namespace spear {
 namespace {
 
 constexpr std::int64_t kPieceSteps = 16;  // of a prefetch
-constexpr std::int64_t kPiecesAhead = 3;
+
+enum class Fetch { nothing, into_l2, into_l1 };
 
 inline std::int64_t at_most(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 inline std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
@@ -25,12 +26,13 @@ inline std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ? a 
 struct RightBlocks {
   const std::byte* const* blocks;
   std::int64_t count, offset, steps, last_steps;
-  const std::byte* const* ahead;  ///< what to prefetch during each piece of kPieceSteps steps, or null
+  Fetch fetch;
+  const std::byte* const* ahead;  ///< what to fetch during each piece of kPieceSteps steps; nothing: null
 };
 
 /// c[r * ldc + n] = sum_k left[r * lda + k] right[k][n] for kRows rows and 32 columns n of each of kParts right-hand sides
 /// that lie one behind the other in a block.
-template <class F, bool kAhead, int kRows, int kParts>
+template <class F, Fetch kFetch, int kRows, int kParts>
 void product_tile(const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
                   std::int64_t ldc) {
   constexpr std::int64_t kStepBytes = kBlockTokens * sizeof(typename F::Element);
@@ -43,11 +45,11 @@ void product_tile(const typename F::Left* left, std::int64_t lda, const RightBlo
       const std::int64_t steps = j + 1 < right.count ? right.steps : right.last_steps;
       for (std::int64_t begin = 0; begin < steps; begin += kPieceSteps / kParts) {
         const std::int64_t n = at_most(steps - begin, kPieceSteps / kParts);
-        const std::byte* next = kAhead ? *ahead++ : nullptr;
+        const std::byte* next = kFetch != Fetch::nothing ? *ahead++ : nullptr;
         for (std::int64_t i = 0; i < n; ++i, b += kBlockTokens, ++a) {
-          if constexpr (kAhead) {
+          if constexpr (kFetch != Fetch::nothing) {
 #pragma GCC unroll 4
-            for (int line = 0; line < kParts * kStepBytes; line += 64) __builtin_prefetch(next + line);
+            for (int line = 0; line < kParts * kStepBytes; line += 64) __builtin_prefetch(next + line, 0, kFetch == Fetch::into_l1 ? 3 : 2);
             next += kParts * kStepBytes;
           }
 #pragma GCC unroll 2
@@ -77,40 +79,46 @@ void product_tile(const typename F::Left* left, std::int64_t lda, const RightBlo
 }
 
 /// The first `rows` <= kRows rows, in one tile of just that height.
-template <class F, bool kAhead, int kRows, int kParts>
+template <class F, Fetch kFetch, int kRows, int kParts>
 void product_rows(std::int64_t rows, const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
                   std::int64_t ldc) {
   if (rows >= kRows) {
-    product_tile<F, kAhead, kRows, kParts>(left, lda, right, c, ldc);
+    product_tile<F, kFetch, kRows, kParts>(left, lda, right, c, ldc);
   } else if constexpr (kRows > 1) {
-    product_rows<F, kAhead, kRows - 1, kParts>(rows, left, lda, right, c, ldc);
+    product_rows<F, kFetch, kRows - 1, kParts>(rows, left, lda, right, c, ldc);
   }
 }
 
 template <class F, int kRows, int kParts = 1>
 void product(std::int64_t rows, const typename F::Left* left, std::int64_t lda, const RightBlocks& right, float* c,
              std::int64_t ldc) {
-  if (right.ahead != nullptr) {
-    product_rows<F, true, kRows, kParts>(rows, left, lda, right, c, ldc);
-  } else {
-    product_rows<F, false, kRows, kParts>(rows, left, lda, right, c, ldc);
+  switch (right.fetch) {
+    case Fetch::into_l1:
+      return product_rows<F, Fetch::into_l1, kRows, kParts>(rows, left, lda, right, c, ldc);
+    case Fetch::into_l2:
+      return product_rows<F, Fetch::into_l2, kRows, kParts>(rows, left, lda, right, c, ldc);
+    case Fetch::nothing:
+      return product_rows<F, Fetch::nothing, kRows, kParts>(rows, left, lda, right, c, ldc);
   }
 }
 
-/// The pieces of a segment in the order in which they are read; each asks for the one kPiecesAhead later, so that
-/// memory always has about 6 KB on order; more only waits in the core's queue. The first pieces of the next segment follow
-/// the last ones.
+/// The pieces of a segment in the order in which they are read; each asks for one some pieces later, so that memory always
+/// has enough on order, but no more than the core has room for. The first pieces of the next segment follow the last ones.
 struct Pieces {
   static constexpr std::int64_t kMost = 192;  // 12 KB per block and head; heads beyond go without
   const std::byte* at[kMost];
-  std::int64_t count = 0;
+  std::int64_t count = 0, distance = 0;
+  Fetch fetch = Fetch::nothing;
 
+  /// Where the product that reads piece `index` and those behind it finds what to ask for.
+  const std::byte* const* ahead_of(std::int64_t index) const {
+    return fetch == Fetch::nothing ? nullptr : at + index + distance;
+  }
   void add(const std::byte* data, std::int64_t steps, std::int64_t step_bytes) {
     for (std::int64_t i = 0; i < steps; i += kPieceSteps, ++count) {
       if (count < kMost) at[count] = data + i * step_bytes;
     }
   }
-  const std::byte* const* ahead() const { return count <= kMost ? at + kPiecesAhead : nullptr; }
 };
 
 /// Floats between rows, in steps of the left-hand side.
@@ -120,6 +128,7 @@ constexpr std::int64_t stride(std::int64_t floats) {
 }
 
 std::int64_t block_count(const SegmentTask& t) { return (t.tokens + kBlockTokens - 1) / kBlockTokens; }
+std::int64_t key_pieces(const SegmentTask& t) { return (t.layout->key_steps + kPieceSteps - 1) / kPieceSteps; }  // of a block
 
 /// Panels of values that are read together: two for few rows, whose sums alone are too few chains to keep the core busy.
 template <class F>
@@ -139,7 +148,9 @@ void list_pieces(const SegmentTask& t, Pieces& pieces) {
     }
   }
   for (std::int64_t j = 0; j < t.next_count; ++j) pieces.add(t.next[j], layout.key_steps, kStepBytes);
-  pieces.add(t.blocks[0], kPiecesAhead * kPieceSteps, 0);  // nothing more to ask for
+  pieces.distance = t.prefetch.pieces;
+  pieces.add(t.blocks[0], pieces.distance * kPieceSteps, 0);  // nothing more to ask for
+  if (pieces.count <= Pieces::kMost) pieces.fetch = t.prefetch.into_l1 ? Fetch::into_l1 : Fetch::into_l2;
 }
 
 std::int64_t visible_tokens(const SegmentTask& t, std::int64_t row) {
@@ -152,9 +163,9 @@ std::int64_t hidden_tokens(const SegmentTask& t, std::int64_t row) {
 }
 
 template <class F>
-void score_rows(const SegmentTask& t, const std::byte* const* ahead) {
+void score_rows(const SegmentTask& t, const Pieces& pieces) {
   const std::int64_t count = block_count(t);
-  const std::int64_t steps = t.layout->key_steps, pieces = (steps + kPieceSteps - 1) / kPieceSteps;
+  const std::int64_t steps = t.layout->key_steps;
   const auto* queries = reinterpret_cast<const typename F::Left*>(t.queries);
   const std::int64_t width = stride<F>(t.layout->query_floats);
   for (std::int64_t block = 0; block < count; ++block) {
@@ -162,8 +173,13 @@ void score_rows(const SegmentTask& t, const std::byte* const* ahead) {
       const std::int64_t rows = at_most(F::kRows, t.rows - row);
       if (visible_tokens(t, row + rows - 1) <= block * kBlockTokens) continue;  // the future of the whole tile
       if (hidden_tokens(t, row) >= (block + 1) * kBlockTokens) continue;              // before its windows
-      const RightBlocks keys{
-          t.blocks + block, 1, 0, steps, steps, row == 0 && ahead != nullptr ? ahead + block * pieces : nullptr};
+      const RightBlocks keys{t.blocks + block,
+                             1,
+                             0,
+                             steps,
+                             steps,
+                             row == 0 ? pieces.fetch : Fetch::nothing,
+                             pieces.ahead_of(block * key_pieces(t))};
       product<F, F::kRows>(rows, queries + row * width, width, keys, t.scores + row * kSegmentTokens + block * kBlockTokens,
                  kSegmentTokens);
     }
@@ -225,9 +241,9 @@ void weigh_row(const SegmentTask& t, std::int64_t row, std::int64_t hidden, std:
 }
 
 template <class F>
-void mix_values(const SegmentTask& t, const std::byte* const* ahead) {
+void mix_values(const SegmentTask& t, const Pieces& pieces) {
   const std::int64_t width = t.layout->panels * kBlockTokens;
-  const std::int64_t pieces = block_count(t) * (t.layout->value_steps / kPieceSteps);
+  const std::int64_t first = block_count(t) * key_pieces(t), per_panel = block_count(t) * (t.layout->value_steps / kPieceSteps);
   const std::int64_t panels = panels_at_once<F>(t);
   for (std::int64_t panel = 0; panel < t.layout->panels; panel += panels) {
     const std::int64_t offset = t.layout->values + panel * t.layout->panel_bytes;
@@ -241,7 +257,8 @@ void mix_values(const SegmentTask& t, const std::byte* const* ahead) {
                                offset,
                                t.layout->value_steps,
                                (last + F::kPair - 1) / F::kPair,
-                               row == 0 && ahead != nullptr ? ahead + panel * pieces : nullptr};
+                               row == 0 ? pieces.fetch : Fetch::nothing,
+                               pieces.ahead_of(first + panel * per_panel)};
       const auto* const weights = reinterpret_cast<const typename F::Left*>(t.weights + row * kSegmentTokens);
       float* const mixed = t.mixed + row * width + panel * kBlockTokens;
       if (panels == 2) {
@@ -257,8 +274,7 @@ template <class F>
 void segment_of(const SegmentTask& t) {
   Pieces pieces;
   list_pieces<F>(t, pieces);
-  const std::byte* const* const ahead = pieces.ahead();
-  score_rows<F>(t, ahead);
+  score_rows<F>(t, pieces);
   for (std::int64_t row = 0; row < t.rows; row += F::kRows) {
     const std::int64_t end = at_most(row + F::kRows, t.rows);
     const std::int64_t padded = (visible_tokens(t, end - 1) + 1) / 2 * 2;
@@ -266,8 +282,7 @@ void segment_of(const SegmentTask& t) {
       weigh_row<F>(t, r, hidden_tokens(t, r), visible_tokens(t, r), padded);
     }
   }
-  const std::int64_t key_pieces = block_count(t) * ((t.layout->key_steps + kPieceSteps - 1) / kPieceSteps);
-  mix_values<F>(t, ahead == nullptr ? nullptr : ahead + key_pieces);
+  mix_values<F>(t, pieces);
 }
 
 void segment(const SegmentTask& task) {
