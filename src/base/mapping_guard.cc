@@ -1,5 +1,6 @@
 #include "base/mapping_guard.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -83,6 +84,14 @@ MappingGuard::MappingGuard(const void* data, std::size_t size, const std::string
 MappingGuard::~MappingGuard() {
   const std::scoped_lock lock(MappingTable::mutex);
   entry_->begin.store(0);
+}
+
+void release_mapped_pages() {
+  const std::scoped_lock lock(MappingTable::mutex);
+  for (const auto* entry = MappingTable::first.load(); entry != nullptr; entry = entry->next) {
+    const std::uintptr_t begin = entry->begin.load();
+    if (begin != 0) madvise(reinterpret_cast<void*>(begin), entry->size, MADV_DONTNEED);
+  }
 }
 
 }  // namespace spear

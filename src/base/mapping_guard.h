@@ -26,4 +26,8 @@ class MappingGuard {
   Entry* entry_;
 };
 
+/// Gives the pages of all registered mappings back to the machine, for when what matters was copied out of them: whatever is
+/// read all the same comes again from the system's file cache.
+void release_mapped_pages();
+
 }  // namespace spear

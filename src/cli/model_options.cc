@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "base/log.h"
+#include "base/mapping_guard.h"
 #include "base/progress.h"
 #include "engine/model_summary.h"
 #include "engine/profile.h"
@@ -94,6 +95,7 @@ CpuModel make_model(ModelWeights weights, const std::string& path, const CommonO
   CpuModel model(std::move(weights),
                  {common.threads, options.density() > 0, parse_activations(options.activations),
                   parse_head_type(options.head_type), options.kv_cache_type});
+  if (model.activations() != Activations::f32) release_mapped_pages();  // weights and embedding were packed
   const auto all = summary.compensators.size(), kept = compensators_at(options.density(), all);
   if (kept > 0 && kept < all) {
     order_compensators(model, path);

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <fstream>
 #include <memory>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/mapping_guard.h"
 #include "temporary_directory.h"
 
 namespace spear {
@@ -59,6 +61,27 @@ TEST(MappedFile, ReadsBytesAndRefusesWhatIsNoFile) {
   EXPECT_TRUE(MappedFile(directory / "empty").bytes().empty());
   EXPECT_EQ(code_of([&] { MappedFile{directory / "missing"}; }), ExitCode::bad_input);
   EXPECT_EQ(code_of([&] { MappedFile{directory.path()}; }), ExitCode::bad_input);
+}
+
+TEST(MappedFile, GivesItsPagesBackAndReadsThemAgain) {
+  const TemporaryDirectory directory;
+  constexpr std::size_t kBytes = std::size_t{16} << 20;
+  write_file_atomic(directory / "f", std::string(kBytes, 'x'));
+  const MappedFile file(directory / "f");
+  const auto all_are_there = [&] {
+    return std::all_of(file.bytes().begin(), file.bytes().end(), [](std::byte b) { return b == std::byte{'x'}; });
+  };
+  const auto pages_of_files = [] {
+    std::ifstream in("/proc/self/statm");
+    std::size_t total = 0, resident = 0, of_files = 0;
+    in >> total >> resident >> of_files;
+    return of_files;
+  };
+  ASSERT_TRUE(all_are_there());
+  const std::size_t before = pages_of_files();
+  release_mapped_pages();
+  EXPECT_LE(pages_of_files() + kBytes / 4096 * 9 / 10, before);
+  EXPECT_TRUE(all_are_there());
 }
 
 TEST(ReadTextFile, KeepsToItsLimit) {
