@@ -8,7 +8,7 @@ namespace spear {
 namespace {
 
 constexpr std::int64_t kTileRows = 48;       // query rows per item: their scores of a segment stay in L2
-constexpr std::int64_t kItemsPerThread = 4;  // enough to even out, few enough to draw
+constexpr std::int64_t kItemsPerThread = 6;  // enough to even out, few enough to draw
 constexpr std::int64_t kInlineCost = 64;     // below this a wake-up costs more than it saves
 constexpr std::int64_t kBlocksAhead = 3;     // of the next segment, to be prefetched
 constexpr double kLog2E = 1.4426950408889634;
