@@ -192,15 +192,18 @@ INSTANTIATE_TEST_SUITE_P(Isa, AttentionTest, ::testing::ValuesIn(available_atten
 TEST(AttentionKernelsTest, InstructionSetsAgree) {
   const AttentionInputs in = random_inputs({300, 6, 2, 48}, 60);
   ThreadPool pool(1);
+  const AttentionKernels& portable = attention_kernels_for("generic");
   for (const KvCacheType type : kTypes) {
-    const auto generic = attend_alone(pool, attention_kernels_for("generic"), in, type);
+    const auto generic = attend_alone(pool, portable, in, type);
     const std::vector<double> expected(generic.begin(), generic.end());
     for (const AttentionKernels* kernels : available_attention_kernels()) {
-      // A query and a weight rounded to bf16 are off by 2^-9 of themselves each; else only sums have another order, and the
-      // short power of two is off by 3e-6 in either direction where a tie is rounded to the other side.
-      const bool rounds = std::string_view(kernels->isa) == "avx512bf16";
-      const double tolerance = type == KvCacheType::f32 ? 1e-6 : rounds ? 2.0 / 512 : 6e-6;
-      EXPECT_LT(relative_error(attend_alone(pool, *kernels, in, type), expected), tolerance)
+      // Where multiply-adds are fused a rotated key has other last bits, and one in tens of thousands lies where bf16 rounds to
+      // the other side: rotations are compared in f32, and are the same ones elsewhere.
+      AttentionKernels table = *kernels;
+      if (type != KvCacheType::f32) table.rotate = portable.rotate;
+      // A query and a weight rounded to bf16 are off by 2^-9 of themselves each; else only sums have another order.
+      const bool rounds = std::string_view(kernels->isa) == "avx512bf16" && type != KvCacheType::f32;
+      EXPECT_LT(relative_error(attend_alone(pool, table, in, type), expected), rounds ? 2.0 / 512 : 1e-6)
           << kernels->isa << " " << name(type);
     }
   }
